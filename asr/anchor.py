@@ -1,0 +1,97 @@
+"""Where a stream's next window begins, so that no word is lost or doubled at the seam.
+
+Pure arithmetic on samples. A window's first step must end at a chunk's end of its own grid, so anchors lie whole
+chunks before the sample that the step reaches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from asr.encoder import FRAME_SAMPLES, Chunking
+from asr.events import SAMPLE_RATE
+
+MIN_BACK = 3 * SAMPLE_RATE  # audio that a hard anchor keeps at least ...
+WANTED_BACK = 4 * SAMPLE_RATE  # ... and would like to keep
+MAX_BACK = 6 * SAMPLE_RATE
+NO_WORDS_BACK = 2 * SAMPLE_RATE  # where no word was said lately (music, noise)
+WORD_MARGIN = SAMPLE_RATE // 10  # audio before the first word of a window
+PAUSE_BACK = SAMPLE_RATE  # silence kept by an anchor in a pause, if there is that much
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """Where a window begins.
+
+    Attributes:
+        start: Sample of position 0, a multiple of one encoder frame before the step's end.
+        n_frames: Encoder frames of the window's first step.
+        first_word: Index of the first committed word that is heard again; the number of words if none is.
+    """
+
+    start: int
+    n_frames: int
+    first_word: int
+
+
+def anchor_in_speech(
+    word_starts: Sequence[int], *, open_start: int | None, end: int, chunking: Chunking
+) -> Anchor:
+    """Anchor while somebody may be speaking: just before a committed word a few seconds back.
+
+    Args:
+        word_starts: Starts of the window's committed words.
+        open_start: Start of the first word that is not committed, which must be heard again.
+        end: Sample that the next encoder step reaches.
+        chunking: The stream's chunks.
+
+    Returns:
+        The best anchor that keeps 3 to 6 s of audio.
+    """
+    lately = [start for start in word_starts if start >= end - MAX_BACK]
+    if not lately and open_start is None:
+        back = max(chunking.first_size, _floor(NO_WORDS_BACK // FRAME_SAMPLES, chunking))
+        return Anchor(end - back * FRAME_SAMPLES, back, len(word_starts))
+    oldest_open = end if open_start is None else open_start - 2 * WORD_MARGIN
+    step = chunking.size * FRAME_SAMPLES
+    least = min(max(MIN_BACK, end - oldest_open), MAX_BACK - step)
+    marks = lately if open_start is None else [*lately, open_start]
+    n_frames = chunking.first_size
+    best: tuple[float, int] | None = None
+    while n_frames * FRAME_SAMPLES <= MAX_BACK:
+        back = n_frames * FRAME_SAMPLES
+        if back >= least:
+            gap = min((mark - (end - back) for mark in marks if mark >= end - back), default=MAX_BACK)
+            cost = abs(gap - WORD_MARGIN) + abs(back - WANTED_BACK) / 10
+            if best is None or cost < best[0]:
+                best = cost, n_frames
+        n_frames += chunking.size
+    assert best is not None, "the range of lengths is longer than a chunk"
+    start = end - best[1] * FRAME_SAMPLES
+    return Anchor(start, best[1], sum(word_start < start for word_start in word_starts))
+
+
+def anchor_in_pause(n_words: int, *, silent_since: int, end: int, chunking: Chunking) -> Anchor:
+    """Anchor in the silence after a segment.
+
+    Args:
+        n_words: Committed words of the window; none is heard again.
+        silent_since: Sample from which on nobody speaks.
+        end: Sample that the next encoder step reaches.
+        chunking: The stream's chunks.
+
+    Returns:
+        An anchor in the silence. Where the silence is shorter than a first chunk, the first step reaches
+        beyond ``end``.
+    """
+    silence = (end - silent_since) // FRAME_SAMPLES
+    n_frames = _floor(min(silence, PAUSE_BACK // FRAME_SAMPLES), chunking)
+    if n_frames >= chunking.first_size:
+        return Anchor(end - n_frames * FRAME_SAMPLES, n_frames, n_words)
+    return Anchor(end - max(silence, 0) * FRAME_SAMPLES, chunking.first_size, n_words)
+
+
+def _floor(n_frames: int, chunking: Chunking) -> int:
+    """The largest length of whole chunks within ``n_frames``; less than the first chunk if there is none."""
+    return chunking.first_size + (n_frames - chunking.first_size) // chunking.size * chunking.size

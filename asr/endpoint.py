@@ -1,0 +1,106 @@
+"""Where speech starts and ends in a stream, from the voice activity detector's probabilities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from asr.errors import OptionError
+from asr.events import SAMPLE_RATE
+from asr.vad import WINDOW_SAMPLES, SileroVad
+
+ONSET = 0.35  # probability from which on a window is speech: lenient, so that soft speech is not lost
+OFFSET = 0.2  # probability below which speech has ended
+STEP_SAMPLES = 3 * WINDOW_SAMPLES  # the detector always runs on this grid: cheaper, and the same for any blocks
+
+
+@dataclass(frozen=True)
+class EndpointRules:
+    """When a segment ends.
+
+    Attributes:
+        silence_ms: Silence after speech that ends it.
+        max_segment_s: Longest segment, from its first speech on; at most Whisper's 30 s.
+    """
+
+    silence_ms: int = 800
+    max_segment_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.silence_ms < 100:
+            raise OptionError(f"silence_ms must be at least 100, not {self.silence_ms}")
+        if not 5 <= self.max_segment_s <= 30:
+            raise OptionError(f"max_segment_s must be from 5 to 30, not {self.max_segment_s}")
+
+    @property
+    def silence(self) -> int:
+        """Samples of silence that end a segment."""
+        return self.silence_ms * SAMPLE_RATE // 1000
+
+    @property
+    def max_segment(self) -> int:
+        """Samples of the longest segment."""
+        return int(self.max_segment_s * SAMPLE_RATE)
+
+
+class SpeechTracker:
+    """Follows one stream: is somebody speaking, since when, until when. Times are samples.
+
+    Attributes:
+        n_samples: Samples judged so far.
+        started: Start of the running or last stretch of speech, None before any.
+        ended: Its end so far: end of the last window with speech.
+        speaking: Speech goes on, or its silence is still shorter than the rules want.
+    """
+
+    def __init__(self, vad: SileroVad, rules: EndpointRules) -> None:
+        """Start a stream."""
+        self._vad = vad
+        self._rules = rules
+        self._state = vad.init_state()
+        self._tail = torch.zeros(1, 0)
+        self._in_speech = False
+        self.n_samples = 0
+        self.started: int | None = None
+        self.ended = 0
+        self.speaking = False
+
+    def hear(self, samples: Tensor) -> list[tuple[str, int]]:
+        """Judge the next samples.
+
+        Args:
+            samples: ``[1, S]`` float32 on the CPU.
+
+        Returns:
+            What happened, in order: ``("start", time)`` and ``("end", time)``, where an end is told when its
+            silence has lasted long enough.
+        """
+        signal = torch.cat([self._tail, samples], dim=-1)
+        n_steps = signal.shape[-1] // STEP_SAMPLES
+        self._tail = signal[:, n_steps * STEP_SAMPLES :]
+        changes: list[tuple[str, int]] = []
+        for step in range(n_steps):
+            block = signal[:, step * STEP_SAMPLES : (step + 1) * STEP_SAMPLES]
+            probabilities, self._state = self._vad.step(block, self._state)
+            for probability in probabilities[0].tolist():
+                changes += self._judge(probability)
+        return changes
+
+    def silent_for(self, n_samples: int) -> bool:
+        """Whether no speech was heard in the last ``n_samples`` samples."""
+        return self.n_samples - self.ended >= n_samples
+
+    def _judge(self, probability: float) -> list[tuple[str, int]]:
+        start, self.n_samples = self.n_samples, self.n_samples + WINDOW_SAMPLES
+        self._in_speech = probability >= (OFFSET if self._in_speech else ONSET)
+        if self._in_speech:
+            self.ended = self.n_samples
+            if not self.speaking:
+                self.speaking, self.started = True, start
+                return [("start", start)]
+        elif self.speaking and self.silent_for(self._rules.silence):
+            self.speaking = False
+            return [("end", self.ended)]
+        return []

@@ -1,0 +1,212 @@
+"""The public API: a recogniser holds the weights, each stream holds its own state.
+
+    recognizer = Recognizer.load("tiny.en")
+    stream = recognizer.stream(chunk_ms=300)
+    for block in microphone:
+        for event in stream.feed(block):
+            print(event)
+    stream.finish()
+    print(stream.transcript.text)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import whisper
+from whisper.model import Whisper
+from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
+
+from asr.adapters import AdapterCard, merge_adapter, shipped_adapter
+from asr.checkpoint import load_checkpoint
+from asr.decoder import Decoder
+from asr.encoder import CausalEncoder, Chunking
+from asr.errors import OptionError
+from asr.events import SAMPLE_RATE, Event
+from asr.features import LogMel
+from asr.samples import as_samples
+from asr.stream import Engine, Stream, StreamOptions, step_batch
+from asr.vad import SileroVad
+
+DECODERS = ("whisper",)
+MAX_BEAM_SIZE = 16
+MAX_OPEN_TOKENS = 16
+_WINDOW_SAMPLES = 30 * SAMPLE_RATE  # Whisper's own
+
+
+class Recognizer:
+    """Recognises speech as it arrives, with one set of weights for any number of streams.
+
+    Attributes:
+        name: Of the base weights.
+        base_model: The original Whisper, for the second pass and offline transcription.
+        streaming_model: The same with a causal adapter merged in.
+    """
+
+    def __init__(
+        self,
+        base_model: Whisper,
+        streaming_model: Whisper,
+        *,
+        name: str,
+        initial: int = 1,
+        left_context_s: float = 10.0,
+    ) -> None:
+        """Use models as they are; :meth:`load` is the usual way.
+
+        Args:
+            base_model: The original weights.
+            streaming_model: Weights that stream; may be ``base_model``.
+            name: What to call it.
+            initial: Extra chunks in a window's first chunk, as the adapter was trained.
+            left_context_s: Seconds of visible past that streams use unless told otherwise.
+        """
+        self.name = name
+        self.base_model = base_model
+        self.streaming_model = streaming_model
+        self._initial = initial
+        self._left_context_s = left_context_s
+        self._engine = Engine(
+            base_model,
+            CausalEncoder(streaming_model.encoder),
+            Decoder(streaming_model.decoder, streaming_model.alignment_heads),
+            LogMel(streaming_model.dims.n_mels, device=streaming_model.device),
+            SileroVad(),
+        )
+
+    @classmethod
+    def load(
+        cls, model: str | Path = "tiny.en", *, adapter: str | Path | None = "auto", device: str = "cpu"
+    ) -> Recognizer:
+        """Load weights and adapter.
+
+        Args:
+            model: A checkpoint's name or path, as in :func:`asr.checkpoint.load_checkpoint`.
+            adapter: ``"auto"`` is the one shipped for ``model`` if there is one; None or ``"none"`` is no
+                adapter, with which streaming works badly; else an adapter's folder.
+            device: A torch device.
+
+        Returns:
+            The recogniser.
+
+        Raises:
+            CheckpointError: The weights cannot be read.
+            AdapterError: The adapter cannot be read or fits other weights.
+        """
+        checkpoint = load_checkpoint(model, device=device)
+        folder = shipped_adapter(checkpoint.name) if adapter == "auto" else adapter
+        if folder is None or folder == "none":
+            return cls(checkpoint.model, checkpoint.model, name=checkpoint.name)
+        merged, card = merge_adapter(checkpoint.model, Path(folder), weights_hash=checkpoint.weights_hash)
+        return cls(
+            checkpoint.model,
+            merged,
+            name=checkpoint.name,
+            initial=card.initial_chunks,
+            left_context_s=card.left_context_s,
+        )
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Codes of the languages that ``stream(language=...)`` takes."""
+        if not self.base_model.is_multilingual:
+            return ("en",)
+        return tuple(LANGUAGES)[: self.base_model.num_languages]
+
+    def stream(
+        self,
+        *,
+        decoder: str = "whisper",
+        chunk_ms: int = 300,
+        beam_size: int = 1,
+        open_tokens: int = 2,
+        language: str | None = None,
+        prompt: str | None = None,
+        second_pass: bool = False,
+        left_context_s: float | None = None,
+    ) -> Stream:
+        """Open a stream.
+
+        Args:
+            decoder: One of ``DECODERS``.
+            chunk_ms: Audio per encoder step, 40 to 1000, a multiple of 20: smaller is sooner, larger is better.
+            beam_size: Hypotheses, 1 to 16; 1 is greedy.
+            open_tokens: Newest tokens that are never committed before the segment ends, 0 to 16.
+            language: Code or English name of the language spoken; None is the model's only one, or found out
+                from the first seconds.
+            prompt: Text before the speech, for names and style.
+            second_pass: Replace each finished segment's text by the original Whisper's.
+            left_context_s: Seconds of visible past; None is what the adapter was trained with.
+
+        Returns:
+            The stream.
+
+        Raises:
+            OptionError: A value is outside its range.
+        """
+        if decoder not in DECODERS:
+            raise OptionError(f"decoder must be one of {', '.join(DECODERS)}, not {decoder!r}")
+        _check_range("beam_size", beam_size, low=1, high=MAX_BEAM_SIZE)
+        _check_range("open_tokens", open_tokens, low=0, high=MAX_OPEN_TOKENS)
+        options = StreamOptions(
+            Chunking.from_ms(
+                chunk_ms,
+                initial=self._initial,
+                left_context_s=self._left_context_s if left_context_s is None else left_context_s,
+            ),
+            beam_size=beam_size,
+            open_tokens=open_tokens,
+            language=self._language(language),
+            prompt=prompt,
+            second_pass=second_pass,
+        )
+        with torch.inference_mode():
+            return Stream(self._engine, options)
+
+    def step_batch(self, pairs: Sequence[tuple[Stream, np.ndarray]]) -> list[list[Event]]:
+        """Feed many streams of this recogniser at once; see :func:`asr.stream.step_batch`."""
+        return step_batch(self._engine, pairs)
+
+    def transcribe_offline(self, samples: np.ndarray) -> str:
+        """The original Whisper's text: no adapter, 30 s windows padded with silence, greedy.
+
+        Args:
+            samples: As in :meth:`asr.stream.Stream.feed`, of any length.
+
+        Returns:
+            The text, without surrounding blanks.
+
+        Raises:
+            AudioError: The samples are unusable.
+        """
+        audio = as_samples(samples)
+        if len(audio) == 0:
+            return ""
+        if len(audio) <= _WINDOW_SAMPLES:
+            mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(audio), self.base_model.dims.n_mels)
+            language = None if self.base_model.is_multilingual else "en"
+            options = whisper.DecodingOptions(language=language, without_timestamps=True, fp16=False)
+            result = whisper.decode(self.base_model, mel.to(self.base_model.device), options)
+            return result.text.strip()
+        whole = whisper.transcribe(
+            self.base_model, audio, temperature=0.0, fp16=False, condition_on_previous_text=False
+        )
+        return str(whole["text"]).strip()
+
+    def _language(self, language: str | None) -> str | None:
+        if language is None:
+            return None
+        code = TO_LANGUAGE_CODE.get(language.lower(), language.lower())
+        if code not in self.languages:
+            raise OptionError(
+                f"language must be one of {', '.join(self.languages)} for {self.name}, not {language!r}"
+            )
+        return code
+
+
+def _check_range(name: str, value: int, *, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise OptionError(f"{name} must be from {low} to {high}, not {value}")

@@ -1,0 +1,121 @@
+"""Decoding rules: each looks at the text so far and forbids tokens, in order (as Whisper's logit filters).
+
+Axis letter: V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from whisper.tokenizer import Tokenizer
+
+MAX_TOKENS_PER_S = 12.0  # twice the fastest speech
+EXTRA_TOKENS = 6  # allowed before the first second is over
+_MAX_LOOP_TOKENS = 8  # longest repeated phrase that is looked for
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a rule may look at.
+
+    Attributes:
+        tokens: Text tokens of the window so far, without prompt and special tokens.
+        heard_s: Seconds of audio in the window.
+    """
+
+    tokens: Sequence[int]
+    heard_s: float
+
+
+class Rule(Protocol):
+    """One decoding rule."""
+
+    def apply(self, logits: Tensor, context: Context) -> None:
+        """Set the logits ``[V]`` of forbidden tokens to -inf, in place."""
+
+
+class SuppressTokens:
+    """Forbids non-speech symbols, timestamps and every special token except end-of-text."""
+
+    def __init__(self, tokenizer: Tokenizer, *, n_vocab: int, device: torch.device | str = "cpu") -> None:
+        """Build the mask once."""
+        self._banned = torch.zeros(n_vocab, dtype=torch.bool, device=device)
+        self._banned[list(tokenizer.non_speech_tokens)] = True
+        self._banned[tokenizer.eot + 1 :] = True
+
+    def apply(self, logits: Tensor, context: Context) -> None:
+        """Forbid them everywhere."""
+        logits.masked_fill_(self._banned, -torch.inf)
+
+
+class SuppressBlank:
+    """Forbids a blank as the first token."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Look up the blank."""
+        self._blank = tokenizer.encode(" ")
+
+    def apply(self, logits: Tensor, context: Context) -> None:
+        """Forbid it at the start."""
+        if not context.tokens:
+            logits[self._blank] = -torch.inf
+
+
+class RateCap:
+    """Ends the text when it holds more tokens than anybody can speak in the time heard."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Remember end-of-text."""
+        self._eot = tokenizer.eot
+
+    def apply(self, logits: Tensor, context: Context) -> None:
+        """Allow end-of-text only once the cap is reached."""
+        if len(context.tokens) >= EXTRA_TOKENS + MAX_TOKENS_PER_S * context.heard_s:
+            only(logits, self._eot)
+
+
+class LoopGuard:
+    """Ends the text when it goes round in circles.
+
+    A phrase of 3 to 8 tokens may be said twice in a row, one of 1 or 2 tokens four times.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Remember end-of-text."""
+        self._eot = tokenizer.eot
+
+    def apply(self, logits: Tensor, context: Context) -> None:
+        """Allow end-of-text only where the likeliest token would repeat a phrase once more."""
+        tail = [*context.tokens[-5 * _MAX_LOOP_TOKENS :], int(logits.argmax())]
+        if any(_repeats(tail, size, times=5 if size <= 2 else 3) for size in range(1, _MAX_LOOP_TOKENS + 1)):
+            only(logits, self._eot)
+
+
+def default_rules(tokenizer: Tokenizer, *, n_vocab: int, device: torch.device | str = "cpu") -> list[Rule]:
+    """The rules of speech recognition, in order."""
+    return [
+        SuppressTokens(tokenizer, n_vocab=n_vocab, device=device),
+        SuppressBlank(tokenizer),
+        RateCap(tokenizer),
+        LoopGuard(tokenizer),
+    ]
+
+
+def only(logits: Tensor, token: int) -> None:
+    """Forbid everything but ``token``, in place."""
+    kept = logits[token].clone()
+    logits.fill_(-torch.inf)
+    logits[token] = kept
+
+
+def _repeats(tokens: Sequence[int], size: int, *, times: int) -> bool:
+    """Whether ``tokens`` ends with one phrase of ``size`` tokens said ``times`` times."""
+    n = size * times
+    if len(tokens) < n:
+        return False
+    phrase = list(tokens[-size:])
+    return all(list(tokens[len(tokens) - n + i : len(tokens) - n + i + size]) == phrase for i in range(0, n, size))

@@ -1,0 +1,273 @@
+"""Greedy and beam search over encoder frames that keep arriving (after CarelessWhisper, arXiv 2508.12301).
+
+After every chunk the decoder continues from the committed tokens until it predicts end-of-text, which means
+"nothing more has been heard yet". The newest tokens stay open and are judged again with the next chunk.
+Axis letters: B hypotheses, U tokens, A alignment heads, T encoder frames, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from asr.decoder import CrossCache, Decoder, DecoderOutput
+from asr.encoder import FRAME_MS, FRAME_SAMPLES
+from asr.rules import Context, Rule, only
+from asr.words import Token, Vocabulary
+
+MAX_DRAFT_TOKENS = 24  # beam search commits the oldest words of a longer draft although hypotheses disagree
+MAX_OPEN_TOKENS = 46  # no hypothesis goes further beyond the committed tokens
+ROOM_TOKENS = MAX_OPEN_TOKENS + 2  # free text positions that a chunk may need
+
+
+@dataclass(frozen=True)
+class _Hypothesis:
+    """One way to go on after the committed tokens."""
+
+    tokens: tuple[Token, ...]
+    logprob: float  # sum over its tokens and, once it has ended, end-of-text
+    ended: bool = False
+
+    @property
+    def ids(self) -> list[int]:
+        return [token.id for token in self.tokens]
+
+    @property
+    def mean_logprob(self) -> float:
+        return self.logprob / (len(self.tokens) + 1)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What may come next, at some positions."""
+
+    logits: Tensor  # [N, V] float32
+    peaks: list[int]  # [N] samples that the alignment heads look at most
+
+
+class Search:
+    """The text of one window: what is committed, what is still open. :meth:`advance` is all that changes it.
+
+    Attributes:
+        committed: Committed tokens of the window, oldest first.
+        draft: Open tokens after them.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        rules: Sequence[Rule],
+        vocabulary: Vocabulary,
+        *,
+        eot: int,
+        beam_size: int = 1,
+        open_tokens: int = 2,
+    ) -> None:
+        """Prepare an empty search; :meth:`restart` gives it a window.
+
+        Args:
+            decoder: Whisper's decoder.
+            rules: Applied in order before every choice.
+            vocabulary: Knows where words begin.
+            eot: The end-of-text token.
+            beam_size: Hypotheses; 1 is greedy.
+            open_tokens: Newest tokens that are never committed.
+        """
+        self._decoder = decoder
+        self._rules = rules
+        self._vocabulary = vocabulary
+        self._eot = eot
+        self._beam_size = beam_size
+        self._open_tokens = open_tokens
+        self._cache = decoder.new_self_cache()
+        self._beam_cache = decoder.new_self_cache(n_rows=beam_size) if beam_size > 1 else None
+        self._device = decoder.weights.positional_embedding.device
+        self._prefix: list[int] = []
+        self._origin = 0
+        self.committed: list[Token] = []
+        self.draft: tuple[Token, ...] = ()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the text context may overflow with the next chunk."""
+        n_tokens = len(self._prefix) + len(self.committed) + len(self.draft)
+        return n_tokens + ROOM_TOKENS > self._decoder.n_ctx
+
+    def restart(self, prefix: Sequence[int], committed: Sequence[Token] = (), *, origin: int = 0) -> None:
+        """Begin a window.
+
+        Args:
+            prefix: Prompt and start tokens.
+            committed: Tokens that are already committed and heard again in this window.
+            origin: Sample of the window's first frame.
+        """
+        self._prefix = list(prefix)
+        self._origin = origin
+        self._cache.truncate(0)
+        self.committed = list(committed)
+        self.draft = ()
+
+    def advance(self, cross: CrossCache) -> list[Token]:
+        """Decode with the frames heard so far.
+
+        Args:
+            cross: The window's projected frames.
+
+        Returns:
+            The tokens that are committed now.
+        """
+        sequence = [*self._prefix, *(token.id for token in self.committed)]
+        self._cache.truncate(min(self._cache.n_tokens, len(sequence) - 1))
+        pending = sequence[self._cache.n_tokens :]
+        if self._beam_size == 1:
+            hypotheses = [self._greedy(pending, cross)]
+        else:
+            hypotheses = self._beam(pending, cross)
+        self.draft = hypotheses[0].tokens
+        return self.commit(self._n_certain(hypotheses))
+
+    def commit(self, n_tokens: int) -> list[Token]:
+        """Commit the oldest ``n_tokens`` of the draft and return them."""
+        certain = list(self.draft[:n_tokens])
+        self.draft = self.draft[n_tokens:]
+        self.committed += certain
+        return certain
+
+    def set_times(self, aligned: Sequence[Token]) -> None:
+        """Replace the window's last committed tokens by the same with spans."""
+        self.committed[len(self.committed) - len(aligned) :] = aligned
+
+    def attention(self, n_last: int, cross: CrossCache) -> Tensor:
+        """Look at the window's last committed tokens again, with all frames.
+
+        Args:
+            n_last: How many committed tokens.
+            cross: The window's projected frames.
+
+        Returns:
+            ``[A, n_last + 1, T]``: attention of the positions that predict each token and end-of-text.
+        """
+        sequence = [*self._prefix, *(token.id for token in self.committed)]
+        first = len(sequence) - n_last - 1
+        self._cache.truncate(min(self._cache.n_tokens, first))
+        pending = torch.tensor([sequence[self._cache.n_tokens :]], device=self._device)
+        output = self._decoder.step(pending, self._cache, cross, with_attention=True)
+        assert output.attention is not None
+        return output.attention[0, :, -n_last - 1 :]
+
+    def _greedy(self, pending: list[int], cross: CrossCache) -> _Hypothesis:
+        """Keep the draft while it still wins, then go on token by token."""
+        drafted = [token.id for token in self.draft]
+        rows = self._score([*pending, *drafted], cross, n_rows=len(drafted) + 1)
+        n_before = self._cache.n_tokens - len(drafted)
+        hypothesis = _Hypothesis((), 0.0)
+        row = 0
+        while True:
+            logprobs = self._apply_rules(rows.logits[row], hypothesis, cross)
+            winner = int(logprobs.argmax())
+            hypothesis = self._extend(hypothesis, winner, float(logprobs[winner]), peak=rows.peaks[row])
+            if winner == self._eot:
+                return hypothesis
+            if row + 1 < len(rows.peaks) and winner == drafted[row]:
+                row += 1
+            else:
+                self._cache.truncate(n_before + len(hypothesis.tokens) - 1)
+                rows, row = self._score([winner], cross, n_rows=1), 0
+
+    def _beam(self, pending: list[int], cross: CrossCache) -> list[_Hypothesis]:
+        """Search the open part with B hypotheses; the best ended ones come first."""
+        assert self._beam_cache is not None
+        rows = self._score(pending, cross, n_rows=1)
+        self._copy_prefix()
+        running, ended = [_Hypothesis((), 0.0)], []
+        while True:
+            chosen, sources = self._expand(running, rows, cross)
+            ended += [hypothesis for hypothesis in chosen if hypothesis.ended]
+            going = [(h, source) for h, source in zip(chosen, sources, strict=True) if not h.ended]
+            if len(ended) >= self._beam_size or not going:
+                return sorted(ended, key=lambda h: h.mean_logprob, reverse=True)[: self._beam_size]
+            running = [h for h, _ in going]
+            n_idle = self._beam_size - len(going)
+            if self._beam_cache.n_tokens > self._cache.n_tokens:
+                self._beam_cache.reorder(torch.tensor([s for _, s in going] + [0] * n_idle, device=self._device))
+            rows = self._score_beam([h.tokens[-1].id for h in running] + [self._eot] * n_idle, cross)
+
+    def _expand(
+        self, running: list[_Hypothesis], rows: _Rows, cross: CrossCache
+    ) -> tuple[list[_Hypothesis], list[int]]:
+        """The likeliest continuations, best first, until B of them go on; and the row each comes from."""
+        candidates = []
+        for row, hypothesis in enumerate(running):
+            top = self._apply_rules(rows.logits[row], hypothesis, cross).topk(self._beam_size + 1)
+            for logprob, token in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+                if logprob > -torch.inf:
+                    candidates.append((hypothesis.logprob + logprob, row, token, logprob))
+        candidates.sort(key=lambda candidate: candidate[0], reverse=True)
+        chosen: list[_Hypothesis] = []
+        sources: list[int] = []
+        n_going = 0
+        for _, row, token, logprob in candidates:
+            chosen.append(self._extend(running[row], token, logprob, peak=rows.peaks[row]))
+            sources.append(row)
+            n_going += not chosen[-1].ended
+            if n_going == self._beam_size:
+                break
+        return chosen, sources
+
+    def _extend(self, hypothesis: _Hypothesis, token: int, logprob: float, *, peak: int) -> _Hypothesis:
+        total = hypothesis.logprob + logprob
+        if token == self._eot:
+            return _Hypothesis(hypothesis.tokens, total, ended=True)
+        return _Hypothesis((*hypothesis.tokens, Token(token, logprob, peak)), total)
+
+    def _apply_rules(self, logits: Tensor, hypothesis: _Hypothesis, cross: CrossCache) -> Tensor:
+        """Log-probabilities ``[V]`` of the next token."""
+        if len(hypothesis.tokens) >= MAX_OPEN_TOKENS:
+            only(logits, self._eot)
+        tokens = [token.id for token in self.committed] + hypothesis.ids
+        context = Context(tokens, heard_s=cross.n_frames * FRAME_MS / 1000)
+        for rule in self._rules:
+            rule.apply(logits, context)
+        return logits.log_softmax(dim=-1)
+
+    def _score(self, tokens: list[int], cross: CrossCache, *, n_rows: int) -> _Rows:
+        """Step the one hypothesis by ``tokens``; the rows are the last positions."""
+        batch = torch.tensor([tokens], device=self._device)
+        output = self._decoder.step(batch, self._cache, cross, with_attention=True)
+        return _Rows(self._decoder.logits(output.hidden[0, -n_rows:]), self._peaks(output)[0][-n_rows:])
+
+    def _score_beam(self, tokens: list[int], cross: CrossCache) -> _Rows:
+        """Step every hypothesis by one token; the rows are the hypotheses."""
+        assert self._beam_cache is not None
+        batch = torch.tensor(tokens, device=self._device)[:, None]
+        output = self._decoder.step(batch, self._beam_cache, cross, with_attention=True)
+        return _Rows(self._decoder.logits(output.hidden[:, 0]), [peaks[0] for peaks in self._peaks(output)])
+
+    def _peaks(self, output: DecoderOutput) -> list[list[int]]:
+        """Samples ``[B][U]`` that the alignment heads look at most."""
+        assert output.attention is not None
+        frames = output.attention.mean(dim=1).argmax(dim=-1)
+        return (self._origin + frames * FRAME_SAMPLES).tolist()
+
+    def _copy_prefix(self) -> None:
+        """Let every hypothesis start from the committed tokens."""
+        assert self._beam_cache is not None
+        used = slice(0, self._cache.n_tokens)
+        self._beam_cache.keys[:, :, used] = self._cache.keys[:, :, used]
+        self._beam_cache.values[:, :, used] = self._cache.values[:, :, used]
+        self._beam_cache.n_tokens = self._cache.n_tokens
+
+    def _n_certain(self, hypotheses: Sequence[_Hypothesis]) -> int:
+        """How many of the best hypothesis' tokens can be committed: whole words that all agree on."""
+        best, *others = (hypothesis.ids for hypothesis in hypotheses)
+        bounds = {*self._vocabulary.word_starts(best), len(best)}
+        limit = len(best) - self._open_tokens
+        agreed = set(bounds)
+        for ids in others:
+            n_common = next((i for i, (a, b) in enumerate(zip(best, ids)) if a != b), min(len(best), len(ids)))
+            agreed &= {i for i in (*self._vocabulary.word_starts(ids), len(ids)) if i <= n_common}
+        overlong = {i for i in bounds if i <= len(best) - MAX_DRAFT_TOKENS}
+        return max((i for i in agreed | overlong if i <= limit), default=0)

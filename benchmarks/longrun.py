@@ -1,0 +1,251 @@
+"""One recording of many minutes: does a stream cost the same at its end, and are its seams clean?
+
+Joins LibriSpeech chapters of a manifest into one recording, streams it, and streams the same utterances
+alone. A constant cost per chunk and an equal word error rate show that re-anchoring neither grows
+nor loses or doubles words. The last line of the output is one JSON object.
+
+Run as ``python -m benchmarks.longrun --manifest M.jsonl --minutes 20``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from asr import SAMPLE_RATE, ForesoundError, Recognizer, Transcript
+from training.evaluate import load_recognizer, stream_wer
+from training.manifest import ManifestError, Utterance, load_audio, read_manifest
+from training.metrics import count_edits
+
+GAP_S = 0.5  # silence where the recording does not simply go on
+WARM_UP_S = 3.0  # streamed first and thrown away: the first calls of a process are slow
+
+
+@dataclass(frozen=True)
+class LongStream:
+    """A recording streamed chunk by chunk."""
+
+    transcript: Transcript
+    chunk_cost_ms: list[float]
+    """Measured milliseconds per chunk, in order."""
+    rss_start_mb: float
+    rss_end_mb: float
+
+
+def pick_chapters(utterances: Iterable[Utterance], *, minutes: float) -> list[list[Utterance]]:
+    """Choose whole stretches of consecutive utterances, in the manifest's order, until it is enough.
+
+    Args:
+        utterances: Those with a text and an id ``speaker-chapter-number`` are used.
+        minutes: Length to reach.
+
+    Returns:
+        Stretches of utterances that follow one another in one chapter; the last one is cut off when
+        the length is reached.
+
+    Raises:
+        ManifestError: There is not that much.
+    """
+    chapters: dict[str, list[tuple[int, Utterance]]] = {}
+    for utterance in utterances:
+        chapter, _, number = utterance.id.rpartition("-")
+        if utterance.text is not None and chapter.count("-") == 1 and number.isdigit():
+            chapters.setdefault(chapter, []).append((int(number), utterance))
+    chosen: list[list[Utterance]] = []
+    left_s = 60 * minutes
+    for numbered in chapters.values():
+        numbered.sort(key=lambda pair: pair[0])
+        for _, stretch in groupby(enumerate(numbered), key=lambda pair: pair[1][0] - pair[0]):
+            chosen.append([])
+            for _, (_, utterance) in stretch:
+                chosen[-1].append(utterance)
+                left_s -= utterance.duration_s
+                if left_s <= 0:
+                    return chosen
+    raise ManifestError(
+        f"only {minutes - left_s / 60:.1f} minutes of utterances named speaker-chapter-number, {minutes:g} "
+        "are needed; choose a larger manifest or fewer --minutes"
+    )
+
+
+def join(stretches: Sequence[Sequence[Utterance]]) -> np.ndarray:
+    """Return one recording, float32 at 16 kHz, with a short silence between stretches."""
+    parts: list[np.ndarray] = []
+    for stretch in stretches:
+        parts += [load_audio(utterance) for utterance in stretch]
+        parts.append(np.zeros(int(GAP_S * SAMPLE_RATE), dtype=np.float32))
+    return np.concatenate(parts)
+
+
+def stream_long(recognizer: Recognizer, samples: np.ndarray, *, chunk_ms: int) -> LongStream:
+    """Stream a recording, one chunk per call, and time every call.
+
+    Args:
+        recognizer: The recognizer under test.
+        samples: float32 at 16 kHz, shape (n_samples,).
+        chunk_ms: Chunk size, of the model and of each call.
+
+    Returns:
+        The transcript, the cost of every whole chunk and the memory before and after.
+    """
+    chunk = SAMPLE_RATE * chunk_ms // 1000
+    warm_up = recognizer.stream(chunk_ms=chunk_ms)
+    warm_up.feed(samples[: int(WARM_UP_S * SAMPLE_RATE)])
+    warm_up.finish()
+    del warm_up
+    stream = recognizer.stream(chunk_ms=chunk_ms)
+    rss_start_mb = rss_mb()
+    cost_ms: list[float] = []
+    for start in tqdm(range(0, len(samples), chunk), unit="chunk", file=sys.stderr):
+        began_s = time.perf_counter()
+        stream.feed(samples[start : start + chunk])
+        cost_ms.append(1000 * (time.perf_counter() - began_s))
+    stream.finish()
+    if len(samples) % chunk:
+        cost_ms.pop()
+    return LongStream(stream.transcript, cost_ms, rss_start_mb=rss_start_mb, rss_end_mb=rss_mb())
+
+
+def rss_mb() -> float:
+    """Return the memory this process holds in MB; its highest so far where /proc is missing."""
+    try:
+        n_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    return n_pages * resource.getpagesize() / 1e6
+
+
+def hardware() -> dict[str, Any]:
+    """Return the processor's name, its cores and the threads that torch uses."""
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    return {"cpu": name, "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
+
+
+def commit() -> str | None:
+    """Return the short name of the commit that runs, None outside of git."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def measure(
+    recognizer: Recognizer, stretches: Sequence[Sequence[Utterance]], *, chunk_ms: int
+) -> dict[str, Any]:
+    """Stream the joined recording and its utterances alone.
+
+    Args:
+        recognizer: The recognizer under test.
+        stretches: What to join.
+        chunk_ms: Chunk size.
+
+    Returns:
+        Plain values: cost per chunk in the first and the last minute, both word error rates, the
+        number of segments and memory.
+    """
+    utterances = [utterance for stretch in stretches for utterance in stretch]
+    samples = join(stretches)
+    joined = stream_long(recognizer, samples, chunk_ms=chunk_ms)
+    n_minute = 60_000 // chunk_ms
+    first, last = joined.chunk_cost_ms[:n_minute], joined.chunk_cost_ms[-n_minute:]
+    reference = " ".join(utterance.text or "" for utterance in utterances)
+    joined_edits = count_edits(reference, hypothesis=joined.transcript.text)
+    bar = tqdm(utterances, unit="utterance", file=sys.stderr)
+    alone_edits = stream_wer(recognizer, bar, chunk_ms=chunk_ms)
+    relative = joined_edits.wer / alone_edits.wer - 1 if alone_edits.n_edits else None
+    return {
+        "minutes": len(samples) / SAMPLE_RATE / 60,
+        "n_utterances": len(utterances),
+        "n_stretches": len(stretches),
+        "n_segments": len(joined.transcript.segments),
+        "first_minute_ms": _centre(first),
+        "last_minute_ms": _centre(last),
+        "cost_ratio_median": statistics.median(last) / statistics.median(first),
+        "cost_ratio_mean": statistics.fmean(last) / statistics.fmean(first),
+        "rtf": sum(joined.chunk_cost_ms) / 1000 / (len(samples) / SAMPLE_RATE),
+        "joined": {"wer": joined_edits.wer, **asdict(joined_edits)},
+        "alone": {"wer": alone_edits.wer, **asdict(alone_edits)},
+        "relative_wer_difference": relative,
+        "rss_start_mb": joined.rss_start_mb,
+        "rss_end_mb": joined.rss_end_mb,
+    }
+
+
+def _centre(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "mean": statistics.fmean(values)}
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """Return the numbers of :func:`measure` for people."""
+    first, last = report["first_minute_ms"], report["last_minute_ms"]
+    joined, alone = report["joined"], report["alone"]
+    relative = report["relative_wer_difference"]
+    counts = "{wer:.2%} ({substitutions} substitutions, {deletions} deletions, {insertions} insertions)"
+    return "\n".join(
+        [
+            f"recording       {report['minutes']:.1f} minutes, {report['n_utterances']} utterances in "
+            f"{report['n_stretches']} stretches; streamed in {report['n_segments']} segments",
+            f"cost per chunk  first minute: median {first['median']:.2f} ms, mean {first['mean']:.2f} ms",
+            f"                last minute:  median {last['median']:.2f} ms, mean {last['mean']:.2f} ms",
+            f"                last / first: median {report['cost_ratio_median']:.3f}, "
+            f"mean {report['cost_ratio_mean']:.3f}; real-time factor {report['rtf']:.3f}",
+            f"WER             joined: {counts.format(**joined)}",
+            f"                alone:  {counts.format(**alone)}",
+            f"                joined / alone - 1: {'-' if relative is None else f'{relative:+.1%}'}",
+            f"memory          {report['rss_start_mb']:.0f} MB at the start, "
+            f"{report['rss_end_mb']:.0f} MB at the end",
+        ]
+    )
+
+
+def main() -> int:
+    """Command line of ``python -m benchmarks.longrun``."""
+    parser = argparse.ArgumentParser(description="Cost and accuracy of one stream of many minutes.")
+    parser.add_argument("--manifest", type=Path, required=True, help="LibriSpeech utterances, JSON lines")
+    parser.add_argument("--model", default="tiny.en", help="checkpoint name or path (default: tiny.en)")
+    parser.add_argument("--adapter", default="auto", help="auto, none or a folder (default: auto)")
+    parser.add_argument("--chunk-ms", type=int, default=300, help="chunk size (default: 300)")
+    parser.add_argument("--minutes", type=float, default=20.0, help="length of the recording (default: 20)")
+    args = parser.parse_args()
+    if args.minutes < 2:
+        parser.error("--minutes must be at least 2, so that the first and the last minute are two")
+    try:
+        stretches = pick_chapters(read_manifest(args.manifest), minutes=args.minutes)
+        recognizer = load_recognizer(args.model, args.adapter)
+        report = measure(recognizer, stretches, chunk_ms=args.chunk_ms)
+    except ForesoundError as error:
+        print(f"longrun: {error}", file=sys.stderr)
+        return 2
+    print(format_report(report))
+    report |= {"model": args.model, "adapter": args.adapter, "chunk_ms": args.chunk_ms}
+    report |= {"manifest": args.manifest.name, "hardware": hardware(), "commit": commit()}
+    print(json.dumps(report))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

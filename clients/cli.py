@@ -1,0 +1,166 @@
+"""The ``foresound`` command: parses arguments, runs a subcommand, reports errors in one line.
+
+Nothing here or in the modules that add subcommands imports torch; the work of a subcommand
+imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NoReturn
+
+from clients import transcribe
+from clients.common import (
+    EXIT_INTERRUPTED,
+    EXIT_PIPE_CLOSED,
+    EXIT_USAGE,
+    add_model_arguments,
+    chunk_ms,
+    positive_int,
+    report_error,
+)
+
+_EPILOG = """\
+exit codes:
+  0    everything was done
+  1    some of several files failed, the others were done
+  2    nothing could be done: wrong usage, or every file failed
+  130  stopped by Ctrl-C, after showing what was recognised so far
+  141  the reader of the output went away
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line in foresound's form."""
+
+    def error(self, message: str) -> NoReturn:
+        report_error(f"{message}; see {self.prog} --help")
+        raise SystemExit(EXIT_USAGE)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all subcommands; each sets ``run``, a function of the namespace."""
+    parser = _Parser(
+        prog="foresound",
+        description="Streaming speech recognition with Whisper.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"foresound {_version()}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True, dest="command", parser_class=_Parser)
+    transcribe.register(subparsers, epilog=_EPILOG)
+    _register_evaluate(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments without the program's name; the process's own where None.
+
+    Returns:
+        The exit code: 0, 1, 2, 130 or 141, see ``foresound --help``.
+    """
+    try:
+        args = build_parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has printed its help or one line of error
+        return stop.code if isinstance(stop.code, int) else 0
+    run: Callable[[argparse.Namespace], int] = args.run
+    try:
+        code = run(args)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        _abandon_stdout()
+        return EXIT_PIPE_CLOSED
+    except Exception as error:
+        from asr.errors import ForesoundError
+
+        if isinstance(error, ForesoundError):
+            report_error(str(error))
+        elif isinstance(error, OSError) and error.strerror:
+            what = error.filename or "input or output"
+            report_error(f"{what}: {error.strerror}; check the name and the disk")
+        else:
+            raise
+        return EXIT_USAGE
+
+
+def _version() -> str:
+    try:
+        return metadata.version("foresound")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _abandon_stdout() -> None:
+    """Let the interpreter's last flush go nowhere, or it would complain about the closed pipe."""
+    with contextlib.suppress(OSError, ValueError):  # stdout is no real file in tests
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _chunk_list(text: str) -> list[int]:
+    return [chunk_ms(part) for part in text.split(",")]
+
+
+def _register_evaluate(subparsers: argparse._SubParsersAction[Any]) -> None:
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="measure word errors and latency on a manifest",
+        description="Stream every utterance of a manifest; print a table and, as the last line, "
+        "one JSON object.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--manifest", type=Path, required=True, metavar="M.jsonl", help="utterances with their texts")
+    add_model_arguments(parser)
+    add(
+        "--chunk-ms",
+        type=_chunk_list,
+        default=[300],
+        metavar="N[,N...]",
+        help="chunk sizes, 40 to 1000 (default: 300)",
+    )
+    add("--limit", type=positive_int, metavar="N", help="only the first N utterances")
+    add("--alignments", type=Path, metavar="A.jsonl", help="reference word times, to measure latency against")
+    add("--workers", type=positive_int, default=1, metavar="N", help="processes (default: 1)")
+    add("--output", type=Path, metavar="FILE.json", help="also write a JSON line per utterance there")
+    add("--no-offline", dest="offline", action="store_false", help="leave out offline Whisper's word errors")
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    try:
+        from training import evaluate
+    except ModuleNotFoundError as error:
+        report_error(f"evaluate needs the module {error.name}; install foresound[train]")
+        return EXIT_USAGE
+    code: int = evaluate.run(
+        manifest=args.manifest,
+        model=args.model,
+        adapter=args.adapter,
+        decoder=args.decoder,
+        chunk_ms=args.chunk_ms,
+        beam_size=args.beam,
+        second_pass=args.second_pass,
+        limit=args.limit,
+        alignments=args.alignments,
+        workers=args.workers,
+        output=args.output,
+        offline=args.offline,
+    )
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

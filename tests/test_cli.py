@@ -1,0 +1,71 @@
+"""The ``foresound`` command: subcommands, help, errors that no subcommand has handled."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import clients.transcribe
+from asr.errors import CheckpointError
+from clients.cli import main
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_no_command_and_help(capsys: Any) -> None:
+    """A missing command is an error; help tells the exit codes."""
+    assert main([]) == 2
+    assert capsys.readouterr().err.startswith("foresound: error: ")
+    for arguments in (["--help"], ["transcribe", "--help"], ["evaluate", "--help"]):
+        assert main(arguments) == 0
+        assert "some of several files failed" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+
+
+def test_evaluate_passes_its_arguments(monkeypatch: Any, capsys: Any) -> None:
+    """The subcommand parses and leaves the work to training.evaluate."""
+    evaluate = pytest.importorskip("training.evaluate")
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(evaluate, "run", lambda **options: calls.append(options) or 0)
+    arguments = ["evaluate", "--manifest", "m.jsonl", "--chunk-ms", "80,300", "--limit", "5", "--no-offline"]
+    assert main(arguments) == 0
+    assert calls == [
+        {"manifest": Path("m.jsonl"), "model": "tiny.en", "adapter": "auto", "decoder": "whisper"}
+        | {"chunk_ms": [80, 300], "beam_size": 1, "second_pass": False, "limit": 5, "alignments": None}
+        | {"workers": 1, "output": None, "offline": False}
+    ]
+    assert main(["evaluate", "--manifest", "m.jsonl", "--chunk-ms", "80,20"]) == 2
+    assert main(["evaluate"]) == 2
+
+
+def test_an_error_of_a_subcommand_is_one_line(monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
+    """Our own errors and the system's become one line and exit code 2; bugs keep their traceback."""
+    (tmp_path / "a.raw").touch()
+
+    def fail_with(error: Exception) -> int:
+        def run(args: Any) -> int:
+            raise error
+
+        monkeypatch.setattr(clients.transcribe, "run", run)
+        return main(["transcribe", "a.wav"])
+
+    assert fail_with(CheckpointError("weights are\ntruncated")) == 2
+    assert capsys.readouterr().err == "foresound: error: weights are truncated\n"
+    assert fail_with(PermissionError(13, "Permission denied", "m.jsonl")) == 2
+    assert capsys.readouterr().err.startswith("foresound: error: m.jsonl: Permission denied")
+    with pytest.raises(ZeroDivisionError):
+        fail_with(ZeroDivisionError())
+
+
+def test_importing_the_command_and_its_help_need_no_torch() -> None:
+    """``foresound --help`` answers at once."""
+    code = (
+        "import sys, clients.cli; "
+        "assert clients.cli.main(['transcribe', '--help']) == 0; sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr

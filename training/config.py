@@ -1,0 +1,62 @@
+"""Settings of a training run, as typed frozen dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the speech is and how it is turned into training streams."""
+
+    manifest: Path
+    aligned: Path  # word times written by training.alignment
+    noise_manifest: Path | None = None
+    batch_s: float = 110.0  # padded seconds of audio per batch
+    joined_max_s: float = 26.0  # neighbouring utterances are joined up to this
+    short_share: float = 0.2  # of streams are kept short instead
+    speeds: tuple[float, ...] = (0.9, 1.0, 1.0, 1.1)
+    noise_share: float = 0.4  # of streams get noise
+    noise_only_share: float = 0.03  # of batches' streams hold nothing but noise or silence
+    prompt_share: float = 0.35  # of streams with a known past are given it as prompt
+    cut_share: float = 0.3  # of streams begin in the middle of an utterance, as after re-anchoring
+    min_confidence: float = 0.05  # words below it, and those beside them, are not trained on
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The parts of the loss and their weights."""
+
+    feature_weight: float = 2.0  # distillation of the full-context encoder's features
+    teacher_weight: float = 0.5  # KL to the full-context model's next-token distribution
+    teacher_share: float = 0.5  # of streams are shown to the teacher, which costs as much as the student
+    margin_s: float = 0.08  # a word is due this long after its end
+    full_share: float = 0.25  # of streams decode with every frame visible
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run."""
+
+    data: DataConfig
+    loss: LossConfig
+    output: Path
+    model: str = "tiny.en"
+    encoder_rank: int = 64
+    decoder_rank: int = 32
+    chunk_ms: tuple[int, ...] = (40, 80, 160, 300, 300, 600, 1000)  # drawn per batch; 300 twice as often
+    initial_chunks: int = 1
+    left_context_s: float = 10.0
+    steps: int = 2000
+    warmup_steps: int = 60
+    learning_rate: float = 1e-3
+    accumulate: int = 1  # batches per optimiser step
+    clip_norm: float = 1.0
+    seed: int = 1
+    checkpoint_every: int = 100
+    evaluate_every: int = 500
+    dev_manifest: Path | None = None
+    dev_limit: int = 60
+    dev_chunk_ms: int = 300
+    device: str = "cpu"

@@ -1,0 +1,282 @@
+"""Training streams: joined, augmented recordings with the time at which each token is due.
+
+Everything is drawn from (seed, epoch, index), so a resumed run sees the data it would have seen.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import soxr
+from whisper.tokenizer import Tokenizer
+
+from asr.errors import AudioError
+from asr.events import SAMPLE_RATE
+from training.alignment import AlignedUtterance
+from training.config import DataConfig
+from training.manifest import Utterance, WordTime, load_audio
+
+MAX_PROMPT_TOKENS = 64
+MARK_DELAY_S = 0.3  # a punctuation mark is due this long after its word: it depends on what follows
+MAX_SAMPLES = 29 * SAMPLE_RATE  # of one stream
+MAX_GAP_S = 0.6  # silence put between joined utterances
+
+
+@dataclass(frozen=True)
+class Item:
+    """One stream of a batch before its audio is read: utterances that follow one another."""
+
+    utterances: tuple[Utterance, ...]  # empty: noise only
+    previous: Utterance | None  # the one before, for the prompt
+    seed: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training stream.
+
+    Attributes:
+        clean: Float32 audio before noise, ``[S]``; what the teacher hears.
+        noisy: Float32 audio, ``[S]``; what the student hears.
+        prefix: Tokens before the text: prompt and start of transcript.
+        tokens: Text tokens, or None where the words are unknown.
+        due_s: Seconds at which each text token is due, nondecreasing; NaN where it is not trained on.
+    """
+
+    clean: np.ndarray
+    noisy: np.ndarray
+    prefix: tuple[int, ...]
+    tokens: tuple[int, ...] | None
+    due_s: np.ndarray
+
+
+class StreamDataset:
+    """Draws epochs of batches of streams from aligned utterances."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        utterances: Sequence[Utterance],
+        aligned: Mapping[str, AlignedUtterance],
+        noises: Sequence[Utterance],
+        tokenizer: Tokenizer,
+        margin_s: float,
+        seed: int,
+    ) -> None:
+        """Keep what epochs are drawn from; only the noises are read here.
+
+        Args:
+            config: Shares and lengths.
+            utterances: Those without text, or with text and an alignment, in manifest order.
+            aligned: Spelled texts and word times by id.
+            noises: Recordings without speech.
+            tokenizer: Whisper's.
+            margin_s: How long after its end a word is due.
+            seed: Of all random draws.
+        """
+        self._config = config
+        self._chains = _chains([u for u in utterances if u.text is None or u.id in aligned])
+        self._aligned = aligned
+        self._noises = [sound for sound in map(_read, noises) if sound is not None]
+        self._tokenizer = tokenizer
+        self._margin_s = margin_s
+        self._seed = seed
+
+    def plan(self, epoch: int) -> list[list[Item]]:
+        """The batches of an epoch; each holds streams of similar length."""
+        rng = np.random.default_rng([self._seed, epoch])
+        items = [item for chain in self._chains for item in self._split(chain, rng)]
+        n_noise = round(len(items) * self._config.noise_only_share) if self._noises else 0
+        items += [Item((), None, int(rng.integers(2**31))) for _ in range(n_noise)]
+        items.sort(key=lambda item: _length_s(item) * rng.uniform(0.9, 1.1))
+        batches: list[list[Item]] = [[]]
+        for item in items:
+            longest = max((_length_s(other) for other in (*batches[-1], item)), default=0.0)
+            if batches[-1] and longest * (len(batches[-1]) + 1) > self._config.batch_s:
+                batches.append([])
+            batches[-1].append(item)
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def load(self, item: Item) -> Example:
+        """Read, join and augment one stream."""
+        rng = np.random.default_rng(item.seed)
+        if not item.utterances:
+            return self._noise_example(rng)
+        pieces, words, known = self._join(item, rng)
+        audio = np.concatenate(pieces)
+        prompt = self._text(item.previous) if item.previous else ""
+        if known and rng.random() < self._config.cut_share:
+            audio, words, prompt = _cut_start(audio, words, prompt, rng)
+        speed = float(rng.choice(self._config.speeds))
+        if speed != 1.0:
+            audio = soxr.resample(audio, round(SAMPLE_RATE * speed), SAMPLE_RATE)
+        audio, words = _keep_start(audio, words, speed)
+        audio = (audio * 10 ** (rng.uniform(-15, 3) / 20)).clip(-1, 1).astype(np.float32)
+        use_prompt = bool(prompt) and rng.random() < self._config.prompt_share
+        tokens, due = self._tokens(words, speed) if known else (None, np.zeros(0))
+        return Example(
+            audio, self._add_noise(audio, rng), self._prefix(prompt if use_prompt else ""), tokens, due
+        )
+
+    def _split(self, chain: Sequence[Utterance], rng: np.random.Generator) -> Iterator[Item]:
+        """Cut a chain of neighbouring utterances into streams of random length."""
+        group: list[Utterance] = []
+        previous: Utterance | None = None
+        target = self._target_s(rng)
+        for utterance in chain:
+            length = sum(u.duration_s for u in group) + utterance.duration_s
+            if group and length > target:
+                yield Item(tuple(group), previous, int(rng.integers(2**31)))
+                previous, group, target = group[-1], [], self._target_s(rng)
+            group.append(utterance)
+        yield Item(tuple(group), previous, int(rng.integers(2**31)))
+
+    def _target_s(self, rng: np.random.Generator) -> float:
+        if rng.random() < self._config.short_share:
+            return float(rng.uniform(1, 10))
+        return float(rng.uniform(0.6, 1.0) * self._config.joined_max_s)
+
+    def _join(
+        self, item: Item, rng: np.random.Generator
+    ) -> tuple[list[np.ndarray], list[WordTime], bool]:
+        """Audio pieces, their words in stream time, and whether all the words are known."""
+        pieces = [np.zeros(int(rng.uniform(0, 1.5) * SAMPLE_RATE * (rng.random() < 0.3)), np.float32)]
+        words: list[WordTime] = []
+        n_samples = len(pieces[0])
+        for utterance in item.utterances:
+            samples = _read(utterance)
+            if samples is None:
+                continue
+            if utterance.id in self._aligned:
+                at = n_samples / SAMPLE_RATE
+                words += [
+                    WordTime(w.word, w.start_s + at, w.end_s + at, w.confidence)
+                    for w in self._aligned[utterance.id].words
+                ]
+            gap = np.zeros(int(rng.uniform(0, MAX_GAP_S) * SAMPLE_RATE), np.float32)
+            pieces += [samples, gap]
+            n_samples += len(samples) + len(gap)
+        return pieces, words, all(u.id in self._aligned for u in item.utterances)
+
+    def _text(self, utterance: Utterance) -> str:
+        return self._aligned[utterance.id].text if utterance.id in self._aligned else ""
+
+    def _prefix(self, prompt: str) -> tuple[int, ...]:
+        start = (*self._tokenizer.sot_sequence, self._tokenizer.no_timestamps)
+        if not prompt:
+            return start
+        return (self._tokenizer.sot_prev, *self._tokenizer.encode(" " + prompt)[-MAX_PROMPT_TOKENS:], *start)
+
+    def _tokens(self, words: Sequence[WordTime], speed: float) -> tuple[tuple[int, ...], np.ndarray]:
+        """Text tokens and when each is due in the stream played at ``speed``."""
+        tokens: list[int] = []
+        due: list[float] = []
+        latest = 0.0
+        for word in words:
+            ids = self._tokenizer.encode(" " + word.word)
+            latest = max(latest, word.end_s / speed + self._margin_s)
+            spoken = len(ids) - sum(1 for _ in _trailing_marks(self._tokenizer, ids))
+            times = [latest] * spoken + [latest + MARK_DELAY_S] * (len(ids) - spoken)
+            tokens += ids
+            due += times if word.confidence >= self._config.min_confidence else [np.nan] * len(ids)
+        return tuple(tokens), _nondecreasing(np.array(due))
+
+    def _add_noise(self, audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        dither = rng.standard_normal(len(audio)).astype(np.float32) * np.float32(10 ** rng.uniform(-4.5, -3))
+        if not self._noises or rng.random() >= self._config.noise_share:
+            return audio + dither if rng.random() < 0.5 else audio
+        noise = self._noise(len(audio), rng)
+        loudness = np.sqrt((audio**2).mean() / ((noise**2).mean() + 1e-9))
+        level = np.float32(loudness * 10 ** (-rng.uniform(5, 25) / 20))
+        return (audio + noise * level + dither).clip(-1, 1).astype(np.float32)
+
+    def _noise(self, n_samples: int, rng: np.random.Generator) -> np.ndarray:
+        parts: list[np.ndarray] = []
+        while sum(map(len, parts)) < n_samples:
+            parts.append(self._noises[int(rng.integers(len(self._noises)))])
+        return np.concatenate(parts)[:n_samples]
+
+    def _noise_example(self, rng: np.random.Generator) -> Example:
+        """A stream in which nobody speaks: recorded noise or faint hiss."""
+        n_samples = int(rng.uniform(3, 15) * SAMPLE_RATE)
+        if rng.random() < 0.7:
+            audio = self._noise(n_samples, rng) * np.float32(10 ** (rng.uniform(-30, 0) / 20))
+        else:
+            audio = rng.standard_normal(n_samples).astype(np.float32) * np.float32(10 ** rng.uniform(-5, -1.5))
+        audio = audio.clip(-1, 1).astype(np.float32)
+        return Example(audio, audio, self._prefix(""), (), np.zeros(0))
+
+
+def _read(utterance: Utterance) -> np.ndarray | None:
+    """An utterance's audio; a broken file is reported and left out."""
+    try:
+        return load_audio(utterance)
+    except AudioError as error:
+        warnings.warn(str(error), stacklevel=2)
+        return None
+
+
+def _chains(utterances: Sequence[Utterance]) -> list[list[Utterance]]:
+    """Runs of utterances that one speaker said one after the other, all with or all without text."""
+    chains: list[list[Utterance]] = []
+    for utterance in utterances:
+        last = chains[-1][-1] if chains else None
+        if last and _recording(last) == _recording(utterance):
+            chains[-1].append(utterance)
+        else:
+            chains.append([utterance])
+    return chains
+
+
+def _recording(utterance: Utterance) -> tuple[object, ...]:
+    chapter = utterance.id.rsplit("-", 1)[0] if utterance.set == "librispeech" else utterance.speaker
+    return utterance.set, utterance.speaker, chapter, utterance.text is None
+
+
+def _length_s(item: Item) -> float:
+    return sum(u.duration_s + MAX_GAP_S / 2 for u in item.utterances) or 9.0
+
+
+def _trailing_marks(tokenizer: Tokenizer, ids: Sequence[int]) -> Iterator[int]:
+    for token in reversed(ids[1:]):
+        if any(c.isalnum() for c in tokenizer.decode([token])):
+            return
+        yield token
+
+
+def _nondecreasing(due: np.ndarray) -> np.ndarray:
+    """Let later tokens pull earlier ones forward, so that a mark is never due after the next word."""
+    filled = np.where(np.isnan(due), np.inf, due)
+    forward = np.minimum.accumulate(filled[::-1])[::-1]
+    return np.where(np.isnan(due), np.nan, forward)
+
+
+def _keep_start(
+    audio: np.ndarray, words: list[WordTime], speed: float
+) -> tuple[np.ndarray, list[WordTime]]:
+    """Drop what would pass the end of Whisper's 30 s window; words keep times before the speed change."""
+    if len(audio) <= MAX_SAMPLES:
+        return audio, words
+    limit_s = MAX_SAMPLES / SAMPLE_RATE * speed
+    kept = [word for word in words if word.end_s < limit_s - 0.5]
+    if kept and len(kept) < len(words):
+        limit_s = min(limit_s, (kept[-1].end_s + words[len(kept)].start_s) / 2)
+    return audio[: int(limit_s / speed * SAMPLE_RATE)], kept
+
+
+def _cut_start(
+    audio: np.ndarray, words: list[WordTime], prompt: str, rng: np.random.Generator
+) -> tuple[np.ndarray, list[WordTime], str]:
+    """Let the stream begin at a word, as after re-anchoring; the words before it join the prompt."""
+    candidates = [i for i, word in enumerate(words) if 0 < i and word.start_s < 0.5 * len(audio) / SAMPLE_RATE]
+    if not candidates:
+        return audio, words, prompt
+    first = int(rng.choice(candidates))
+    at = int(max(words[first].start_s - rng.uniform(0.0, 0.15), words[first - 1].end_s - 0.05) * SAMPLE_RATE)
+    shift = at / SAMPLE_RATE
+    moved = [WordTime(w.word, w.start_s - shift, w.end_s - shift, w.confidence) for w in words[first:]]
+    return audio[at:], moved, " ".join([prompt, *(w.word for w in words[:first])]).strip()

@@ -1,0 +1,282 @@
+"""Finetune Whisper into a chunk-causal recogniser: one flat, resumable loop.
+
+Run as ``python -m training.loop --manifest M --aligned A --output RUN [...]``; the same command resumes from the
+run's last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from tqdm import tqdm
+
+from asr.adapters import AdapterCard, add_adapter, save_adapter
+from asr.checkpoint import Checkpoint, load_checkpoint
+from asr.encoder import Chunking
+from training.alignment import read_aligned, teacher_tokenizer
+from training.config import DataConfig, LossConfig, TrainConfig
+from training.dataset import Example, Item, StreamDataset
+from training.evaluate import stream_wer
+from training.losses import StreamLoss
+from training.manifest import Utterance, read_manifest
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved with every checkpoint."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0  # next batch of the epoch
+    hours: float = 0.0  # audio seen
+    best_wer: float = math.inf
+
+
+def train(config: TrainConfig) -> None:
+    """Train to ``config.steps``, from the run's last checkpoint if there is one.
+
+    Args:
+        config: The run. ``config.output`` receives ``checkpoint.pt``, ``log.csv``, and the adapter folders
+            ``last`` and ``best`` (the lowest streaming WER on the dev manifest).
+    """
+    config.output.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
+    base = load_checkpoint(config.model, device=config.device)
+    student = copy.deepcopy(base.model).requires_grad_(False)
+    wrapped = add_adapter(student, encoder_rank=config.encoder_rank, decoder_rank=config.decoder_rank)
+    parameters = [p for p in wrapped.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config))
+    progress = _resume(config, wrapped, optimizer, schedule)
+    tokenizer = teacher_tokenizer(base.model)
+    loss_of = StreamLoss(student, base.model, eot=tokenizer.eot, config=config.loss)
+    dataset = _dataset(config, tokenizer)
+    batches = _batches(dataset, progress)
+    bar = tqdm(total=config.steps, initial=progress.step, unit="step", dynamic_ncols=True)
+    while progress.step < config.steps:
+        started = time.monotonic()
+        rng = np.random.default_rng([config.seed, progress.step])
+        chunking = Chunking.from_ms(
+            int(rng.choice(config.chunk_ms)),
+            initial=config.initial_chunks,
+            left_context_s=config.left_context_s,
+        )
+        for _ in range(config.accumulate):
+            examples, progress.epoch, progress.batch = next(batches)
+            parts = loss_of(examples, chunking=chunking, rng=rng)
+            (parts.total / config.accumulate).backward()
+            progress.hours += sum(len(e.clean) for e in examples) / 16_000 / 3600
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+        if torch.isfinite(norm):
+            optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        progress.step += 1
+        row = {
+            "step": progress.step,
+            "epoch": progress.epoch,
+            "hours": round(progress.hours, 3),
+            "chunk_ms": chunking.size * 20,
+            "loss": round(parts.total.item(), 4),
+            "token": round(parts.token.item(), 4),
+            "teacher": round(parts.teacher.item(), 4),
+            "feature": round(parts.feature.item(), 4),
+            "norm": round(norm.item(), 3),
+            "rate": schedule.get_last_lr()[0],
+            "seconds": round(time.monotonic() - started, 2),
+        }
+        _log(config.output / "log.csv", row)
+        bar.set_postfix(loss=row["loss"], token=row["token"], feature=row["feature"], refresh=False)
+        bar.update()
+        finished = progress.step == config.steps
+        if progress.step % config.evaluate_every == 0 or finished:
+            _evaluate(config, base, wrapped, progress)
+        if progress.step % config.checkpoint_every == 0 or finished:
+            _save(config, base, wrapped, optimizer, schedule, progress)
+    bar.close()
+
+
+def _rate(step: int, config: TrainConfig) -> float:
+    """Linear warm-up, then a cosine down to one percent."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def _dataset(config: TrainConfig, tokenizer: Any) -> StreamDataset:
+    data = config.data
+    return StreamDataset(
+        data,
+        utterances=read_manifest(data.manifest),
+        aligned=read_aligned(data.aligned),
+        noises=read_manifest(data.noise_manifest) if data.noise_manifest else [],
+        tokenizer=tokenizer,
+        margin_s=config.loss.margin_s,
+        seed=config.seed,
+    )
+
+
+def _batches(dataset: StreamDataset, progress: Progress) -> Iterator[tuple[list[Example], int, int]]:
+    """Endless batches from where ``progress`` stands, read one ahead, with the position after each."""
+    epoch, batch = progress.epoch, progress.batch
+
+    def positions() -> Iterator[tuple[Sequence[Item], int, int]]:
+        at, first = epoch, batch
+        while True:
+            plan = dataset.plan(at)
+            for i in range(first, len(plan)):
+                yield plan[i], *((at, i + 1) if i + 1 < len(plan) else (at + 1, 0))
+            at, first = at + 1, 0
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        source = positions()
+        items, *position = next(source)
+        pending = pool.submit(lambda batch: [dataset.load(item) for item in batch], items)
+        while True:
+            examples, done = pending.result(), position
+            items, *position = next(source)
+            pending = pool.submit(lambda batch: [dataset.load(item) for item in batch], items)
+            yield examples, done[0], done[1]
+
+
+def _evaluate(config: TrainConfig, base: Checkpoint, wrapped: PeftModel, progress: Progress) -> None:
+    """Stream the dev set; keep the adapter if it is the best so far."""
+    if config.dev_manifest is None:
+        return
+    from asr.recognizer import Recognizer
+
+    merged = copy.deepcopy(wrapped).merge_and_unload().eval()
+    recognizer = Recognizer(
+        base.model,
+        merged,
+        name=config.model,
+        initial=config.initial_chunks,
+        left_context_s=config.left_context_s,
+    )
+    utterances = _every_nth(read_manifest(config.dev_manifest, require_text=True), config.dev_limit)
+    result = stream_wer(recognizer, utterances, chunk_ms=config.dev_chunk_ms)
+    row = {"step": progress.step, "chunk_ms": config.dev_chunk_ms, "n": len(utterances), "wer": result.wer}
+    _log(config.output / "dev.csv", row)
+    tqdm.write(f"step {progress.step}: dev WER {100 * result.wer:.2f} % at {config.dev_chunk_ms} ms")
+    if result.wer < progress.best_wer:
+        progress.best_wer = result.wer
+        save_adapter(wrapped, config.output / "best", _card(config, base, progress))
+
+
+def _every_nth(utterances: list[Utterance], limit: int) -> list[Utterance]:
+    """At most ``limit`` utterances, spread evenly."""
+    return utterances[:: max(1, -(-len(utterances) // limit))]
+
+
+def _card(config: TrainConfig, base: Checkpoint, progress: Progress) -> AdapterCard:
+    return AdapterCard(
+        base_model=config.model,
+        base_weights_hash=base.weights_hash,
+        initial_chunks=config.initial_chunks,
+        left_context_s=config.left_context_s,
+        training={
+            "steps": progress.step,
+            "hours_of_audio_seen": round(progress.hours, 1),
+            "learning_rate": config.learning_rate,
+            "encoder_rank": config.encoder_rank,
+            "decoder_rank": config.decoder_rank,
+            "chunk_ms": list(config.chunk_ms),
+        },
+    )
+
+
+def _save(
+    config: TrainConfig,
+    base: Checkpoint,
+    wrapped: PeftModel,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    progress: Progress,
+) -> None:
+    """Write adapter and checkpoint; a cut in between leaves the older checkpoint whole."""
+    save_adapter(wrapped, config.output / "last", _card(config, base, progress))
+    state = {
+        "adapter": {name: p for name, p in wrapped.named_parameters() if p.requires_grad},
+        "optimizer": optimizer.state_dict(),
+        "schedule": {"last_epoch": schedule.last_epoch, "_step_count": schedule.last_epoch + 1},
+        "progress": vars(progress),
+    }
+    temporary = config.output / "checkpoint.tmp"
+    torch.save(state, temporary)
+    os.replace(temporary, config.output / "checkpoint.pt")
+
+
+def _resume(
+    config: TrainConfig,
+    wrapped: PeftModel,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+) -> Progress:
+    path = config.output / "checkpoint.pt"
+    if not path.exists():
+        return Progress()
+    state = torch.load(path, map_location=config.device, weights_only=True)
+    parameters = dict(wrapped.named_parameters())
+    with torch.no_grad():
+        for name, value in state["adapter"].items():
+            parameters[name].copy_(value)
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    return Progress(**state["progress"])
+
+
+def _log(path: Path, row: dict[str, Any]) -> None:
+    """Append a row to a CSV file, with a header if it is new."""
+    new = not path.exists()
+    with path.open("a", encoding="utf-8") as file:
+        if new:
+            file.write(",".join(row) + "\n")
+        file.write(",".join(str(value) for value in row.values()) + "\n")
+
+
+def parse_config(arguments: Sequence[str] | None = None) -> TrainConfig:
+    """The run that a command line describes; every field of the configs is an option."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--config", type=Path, help="JSON object with any of the options below")
+    owners = {field.name: owner for owner in (DataConfig, LossConfig, TrainConfig) for field in fields(owner)}
+    for name, owner in owners.items():
+        if name not in ("data", "loss"):
+            parser.add_argument(f"--{name.replace('_', '-')}", help=f"{owner.__name__}.{name}")
+    given = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v is not None}
+    if "config" in given:
+        given = {**json.loads(given.pop("config").read_text()), **given}
+    parts = {
+        owner: {name: _convert(owner, name, value) for name, value in given.items() if owners[name] is owner}
+        for owner in (DataConfig, LossConfig, TrainConfig)
+    }
+    return TrainConfig(
+        data=DataConfig(**parts[DataConfig]), loss=LossConfig(**parts[LossConfig]), **parts[TrainConfig]
+    )
+
+
+def _convert(owner: type, name: str, value: Any) -> Any:
+    kind = next(field.type for field in fields(owner) if field.name == name)
+    if str(kind).startswith("tuple"):
+        number = int if "int" in str(kind) else float
+        return tuple(number(x) for x in (value.split(",") if isinstance(value, str) else value))
+    if "Path" in str(kind):
+        return Path(value)
+    return {"int": int, "float": float}.get(str(kind), str)(value)
+
+
+if __name__ == "__main__":
+    train(parse_config())
