@@ -1,8 +1,8 @@
 """Low-rank adapters that make Whisper causal, kept as plain peft folders with a card.
 
-A folder holds ``adapter_config.json`` and ``adapter_model.safetensors`` as peft writes them, and ``card.json``:
-which base weights it fits, how it was trained and how well it does. The base model is never changed:
-:func:`merge_adapter` returns a merged copy, so switching the adapter off is using the base model.
+A folder holds ``adapter_config.json`` and ``adapter_model.safetensors`` as peft writes them, and
+``card.json``: which base weights it fits, how it was trained and how well it does. The base model is never
+changed: :func:`merge_adapter` returns a merged copy, so switching the adapter off is using the base model.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ class AdapterCard:
             values = json.loads(path.read_text(encoding="utf-8"))
             return cls(**values)
         except FileNotFoundError:
-            raise AdapterError(f"{folder}: no card.json, which names the base weights an adapter fits") from None
+            raise AdapterError(
+                f"{folder}: no card.json, which names the base weights an adapter fits"
+            ) from None
         except (OSError, ValueError, TypeError) as error:
             raise AdapterError(f"{path}: not an adapter card ({error})") from error
 
@@ -146,9 +148,7 @@ def merge_adapter(model: Whisper, folder: Path, *, weights_hash: str) -> tuple[W
 
 def _check_complete(wrapped: PeftModel, saved: Mapping[str, torch.Tensor]) -> None:
     """Compare the file's tensors with the layers that the config made; peft only warns."""
-    wanted = {
-        name.replace(".default.", ".") for name, _ in wrapped.named_parameters() if ".lora_" in name
-    }
+    wanted = {name.replace(".default.", ".") for name, _ in wrapped.named_parameters() if ".lora_" in name}
     if wanted != set(saved):
         missing, foreign = sorted(wanted - set(saved)), sorted(set(saved) - wanted)
         raise AdapterError(

@@ -6,6 +6,7 @@ ffmpeg aside, which is asked for 16 kHz mono at once.
 
 from __future__ import annotations
 
+import re
 import shutil
 import struct
 import subprocess
@@ -215,10 +216,11 @@ class FfmpegDecoder:
         if len(frames) or self._process.wait() == 0:
             return frames
         self._complaints.seek(0)
-        lines = self._complaints.read().decode(errors="replace").strip().splitlines() or ["no reason given"]
+        complaint = self._complaints.readline(1000).decode(errors="replace").strip()
+        reason = re.sub(r"^\[[^]]*\] *", "", complaint) or "no reason given"  # without "[in#0 @ 0x1f]"
         what = f"damaged at {self._n_read / SAMPLE_RATE:.1f} s" if self._n_read else "not audio"
         raise AudioError(
-            f"{self._path}: {what} (ffmpeg: {lines[-1].strip()}); give a file with an audio track"
+            f"{self._path}: {what} (ffmpeg: {reason}); give a file with an audio track"
         )
 
     def close(self) -> None:

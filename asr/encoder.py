@@ -57,7 +57,8 @@ class Chunking:
         """
         if not (MIN_CHUNK_MS <= chunk_ms <= MAX_CHUNK_MS and chunk_ms % FRAME_MS == 0):
             raise OptionError(
-                f"chunk_ms must be a multiple of {FRAME_MS} from {MIN_CHUNK_MS} to {MAX_CHUNK_MS}, not {chunk_ms}"
+                f"chunk_ms must be a multiple of {FRAME_MS} from {MIN_CHUNK_MS} to {MAX_CHUNK_MS}, "
+                f"not {chunk_ms}"
             )
         if not 0 < left_context_s <= 30:
             raise OptionError(f"left_context_s must be above 0 and at most 30, not {left_context_s}")
@@ -181,16 +182,14 @@ class CausalEncoder:
             new_values.append(block.attn.value(y))
             keys = torch.cat([state.keys[layer].to(y.dtype), new_keys[-1]], dim=1)
             values = torch.cat([state.values[layer].to(y.dtype), new_values[-1]], dim=1)
-            x = x + block.attn.out(
-                attend(block.attn.query(y), keys, values, n_head=self.n_head, mask=mask)
-            )
+            x = x + block.attn.out(attend(block.attn.query(y), keys, values, n_head=self.n_head, mask=mask))
             x = x + block.mlp(block.mlp_ln(x))
         return self.weights.ln_post(x), _advance(state, new_keys, new_values, positions)
 
     def _convolve(self, window: Tensor, *, first: Tensor) -> Tensor:
         conv1, conv2 = self.weights.conv1, self.weights.conv2
         x = F.gelu(F.conv1d(window, conv1.weight.to(window.dtype), conv1.bias.to(window.dtype)))
-        # Whisper pads conv2's input with zeros: before a stream's first frame there is nothing, not conv1's bias.
+        # Whisper pads conv2's input with zeros: before a stream there is nothing, not conv1's bias.
         edge = torch.where(first[:, None], 0.0, x[..., 0])
         x = torch.cat([edge[..., None], x[..., 1:]], dim=-1)
         x = F.gelu(F.conv1d(x, conv2.weight.to(x.dtype), conv2.bias.to(x.dtype), stride=2))

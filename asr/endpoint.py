@@ -13,7 +13,9 @@ from asr.vad import WINDOW_SAMPLES, SileroVad
 
 ONSET = 0.35  # probability from which on a window is speech: lenient, so that soft speech is not lost
 OFFSET = 0.2  # probability below which speech has ended
-STEP_SAMPLES = 3 * WINDOW_SAMPLES  # the detector always runs on this grid: cheaper, and the same for any blocks
+STEP_SAMPLES = (
+    3 * WINDOW_SAMPLES
+)  # the detector always runs on this grid: cheaper, and the same for any blocks
 
 
 @dataclass(frozen=True)

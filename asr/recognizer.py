@@ -1,12 +1,12 @@
 """The public API: a recogniser holds the weights, each stream holds its own state.
 
-    recognizer = Recognizer.load("tiny.en")
-    stream = recognizer.stream(chunk_ms=300)
-    for block in microphone:
-        for event in stream.feed(block):
-            print(event)
-    stream.finish()
-    print(stream.transcript.text)
+recognizer = Recognizer.load("tiny.en")
+stream = recognizer.stream(chunk_ms=300)
+for block in microphone:
+    for event in stream.feed(block):
+        print(event)
+stream.finish()
+print(stream.transcript.text)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import whisper
 from whisper.model import Whisper
 from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
 
-from asr.adapters import AdapterCard, merge_adapter, shipped_adapter
+from asr.adapters import merge_adapter, shipped_adapter
 from asr.checkpoint import load_checkpoint
 from asr.decoder import Decoder
 from asr.encoder import CausalEncoder, Chunking

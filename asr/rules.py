@@ -15,7 +15,9 @@ from whisper.tokenizer import Tokenizer
 
 MAX_TOKENS_PER_S = 12.0  # twice the fastest speech
 EXTRA_TOKENS = 6  # allowed before the first second is over
-_MAX_LOOP_TOKENS = 8  # longest repeated phrase that is looked for
+_SHORT_TOKENS, _SHORT_TIMES = 2, 5  # a phrase of up to 2 tokens is a loop when it comes for the 5th time ...
+_LONG_TOKENS, _LONG_TIMES = 8, 3  # ... and one of up to 8 tokens for the 3rd
+_LOOP_CONTEXT = _LONG_TOKENS * _LONG_TIMES  # tokens that the guard looks back on
 
 
 @dataclass(frozen=True)
@@ -79,20 +81,16 @@ class RateCap:
 
 
 class LoopGuard:
-    """Ends the text when it goes round in circles.
+    """Forbids going round in circles.
 
     A phrase of 3 to 8 tokens may be said twice in a row, one of 1 or 2 tokens four times.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """Remember end-of-text."""
-        self._eot = tokenizer.eot
-
     def apply(self, logits: Tensor, context: Context) -> None:
-        """Allow end-of-text only where the likeliest token would repeat a phrase once more."""
-        tail = [*context.tokens[-5 * _MAX_LOOP_TOKENS :], int(logits.argmax())]
-        if any(_repeats(tail, size, times=5 if size <= 2 else 3) for size in range(1, _MAX_LOOP_TOKENS + 1)):
-            only(logits, self._eot)
+        """Forbid the likeliest token as long as it would repeat a phrase once more."""
+        tail = list(context.tokens[-_LOOP_CONTEXT:])
+        while _is_loop([*tail, token := int(logits.argmax())]):
+            logits[token] = -torch.inf
 
 
 def default_rules(tokenizer: Tokenizer, *, n_vocab: int, device: torch.device | str = "cpu") -> list[Rule]:
@@ -101,7 +99,7 @@ def default_rules(tokenizer: Tokenizer, *, n_vocab: int, device: torch.device | 
         SuppressTokens(tokenizer, n_vocab=n_vocab, device=device),
         SuppressBlank(tokenizer),
         RateCap(tokenizer),
-        LoopGuard(tokenizer),
+        LoopGuard(),
     ]
 
 
@@ -112,10 +110,14 @@ def only(logits: Tensor, token: int) -> None:
     logits[token] = kept
 
 
+def _is_loop(tokens: Sequence[int]) -> bool:
+    return any(
+        _repeats(tokens, size, times=_SHORT_TIMES if size <= _SHORT_TOKENS else _LONG_TIMES)
+        for size in range(1, _LONG_TOKENS + 1)
+    )
+
+
 def _repeats(tokens: Sequence[int], size: int, *, times: int) -> bool:
-    """Whether ``tokens`` ends with one phrase of ``size`` tokens said ``times`` times."""
-    n = size * times
-    if len(tokens) < n:
-        return False
-    phrase = list(tokens[-size:])
-    return all(list(tokens[len(tokens) - n + i : len(tokens) - n + i + size]) == phrase for i in range(0, n, size))
+    """Whether ``tokens`` ends with a phrase of ``size`` tokens said ``times`` times."""
+    tail = tokens[-size * times :]
+    return len(tail) == size * times and all(tail[i] == tail[i + size] for i in range(len(tail) - size))

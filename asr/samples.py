@@ -37,7 +37,9 @@ def as_samples(samples: Any, *, heard: int = 0) -> np.ndarray:
         return array
     if not np.isfinite(array).all():
         bad = int(np.flatnonzero(~np.isfinite(array))[0])
-        raise AudioError(f"sample at {(heard + bad) / SAMPLE_RATE:.3f} s is {array[bad]}, not a finite number")
+        raise AudioError(
+            f"sample at {(heard + bad) / SAMPLE_RATE:.3f} s is {array[bad]}, not a finite number"
+        )
     if np.abs(array).max() > _MAX_LEVEL:
         raise AudioError(
             f"samples must be in [-1, 1], but reach {np.abs(array).max():.0f}; divide integer samples by 32768"

@@ -192,7 +192,9 @@ class Search:
             running = [h for h, _ in going]
             n_idle = self._beam_size - len(going)
             if self._beam_cache.n_tokens > self._cache.n_tokens:
-                self._beam_cache.reorder(torch.tensor([s for _, s in going] + [0] * n_idle, device=self._device))
+                self._beam_cache.reorder(
+                    torch.tensor([s for _, s in going] + [0] * n_idle, device=self._device)
+                )
             rows = self._score_beam([h.tokens[-1].id for h in running] + [self._eot] * n_idle, cross)
 
     def _expand(
@@ -267,7 +269,9 @@ class Search:
         limit = len(best) - self._open_tokens
         agreed = set(bounds)
         for ids in others:
-            n_common = next((i for i, (a, b) in enumerate(zip(best, ids)) if a != b), min(len(best), len(ids)))
+            n_common = next(
+                (i for i, (a, b) in enumerate(zip(best, ids)) if a != b), min(len(best), len(ids))
+            )
             agreed &= {i for i in (*self._vocabulary.word_starts(ids), len(ids)) if i <= n_common}
         overlong = {i for i in bounds if i <= len(best) - MAX_DRAFT_TOKENS}
         return max((i for i in agreed | overlong if i <= limit), default=0)

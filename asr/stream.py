@@ -315,7 +315,9 @@ class Stream:
             prompt += self._tokenizer.encode(" " + self._options.prompt.strip())[-MAX_PROMPT_TOKENS:]
         if self._options.carry_prompt:
             before = self._context[: len(self._context) - n_kept]
-            fitting = [i for i in self._vocabulary.word_starts(before) if i >= len(before) - MAX_CARRIED_TOKENS]
+            fitting = [
+                i for i in self._vocabulary.word_starts(before) if i >= len(before) - MAX_CARRIED_TOKENS
+            ]
             prompt += before[fitting[0] :] if fitting else []
         start = list(self._tokenizer.sot_sequence_including_notimestamps)
         return [self._tokenizer.sot_prev, *prompt, *start] if prompt else start

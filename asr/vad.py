@@ -81,7 +81,9 @@ class SileroVad:
         if not outputs:
             return samples.new_zeros(samples.shape[0], 0), state
         last = F.relu(torch.stack(outputs, dim=-1))
-        score = F.conv1d(last, self._weights["decoder.decoder.2.weight"], self._weights["decoder.decoder.2.bias"])
+        score = F.conv1d(
+            last, self._weights["decoder.decoder.2.weight"], self._weights["decoder.decoder.2.bias"]
+        )
         return score.sigmoid().squeeze(1), VadState(hidden, cell, signal[:, -_CONTEXT_SAMPLES:])
 
     def _extract(self, windows: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from asr.decoder import CrossCache, Decoder
+from asr.decoder import Decoder
 from asr.encoder import MEL_CONTEXT, MEL_PER_FRAME, CausalEncoder, Chunking, EncoderState
 from asr.features import PEAK_FLOOR, LogMel, RunningNorm
 

@@ -16,7 +16,9 @@ TOKENIZER = get_tokenizer(multilingual=False)
 TONE_S = 0.2
 
 
-def _utterance(folder: Path, index: int, seconds: float, *, text: bool = True) -> tuple[Utterance, AlignedUtterance]:
+def _utterance(
+    folder: Path, index: int, seconds: float, *, text: bool = True
+) -> tuple[Utterance, AlignedUtterance]:
     """Silence with a tone burst that ends where each word ends."""
     samples = np.zeros(int(seconds * 16_000), np.float32)
     words = []
@@ -95,7 +97,8 @@ def test_words_are_due_when_they_end(dataset, speed: float) -> None:  # noqa: AN
         ends = [
             example.due_s[i]
             for i, token in enumerate(example.tokens)
-            if i + 1 == len(example.tokens) or TOKENIZER.decode([example.tokens[i + 1]]).startswith((" ", ","))
+            if i + 1 == len(example.tokens)
+            or TOKENIZER.decode([example.tokens[i + 1]]).startswith((" ", ","))
             if TOKENIZER.decode([token]) != ","
         ]
         assert len(ends) == len(text)

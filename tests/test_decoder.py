@@ -36,7 +36,9 @@ def test_forward_equals_whispers_decoder(model, decoder: Decoder) -> None:  # no
         positions=torch.arange(n)[None],
         self_mask=torch.ones(n, n, dtype=torch.bool).tril(),
     )
-    torch.testing.assert_close(decoder.logits(output.hidden), model.decoder(tokens, frames), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        decoder.logits(output.hidden), model.decoder(tokens, frames), atol=1e-4, rtol=0
+    )
 
 
 @torch.no_grad()
@@ -87,7 +89,9 @@ def test_reorder_copies_hypotheses(decoder: Decoder) -> None:
 def test_attention_rows_are_distributions(decoder: Decoder) -> None:
     """Each alignment head's row sums to one over the frames heard."""
     tokens, frames = _inputs()
-    output = decoder.step(tokens[:1], decoder.new_self_cache(), decoder.project_frames(frames[:1]), with_attention=True)
+    output = decoder.step(
+        tokens[:1], decoder.new_self_cache(), decoder.project_frames(frames[:1]), with_attention=True
+    )
     assert output.attention is not None
     assert output.attention.shape == (1, 2, 9, 50)
     torch.testing.assert_close(output.attention.sum(-1), torch.ones(1, 2, 9))

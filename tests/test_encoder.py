@@ -60,7 +60,9 @@ def test_streaming_equals_one_pass(encoder: CausalEncoder, chunk_ms: int, left_c
 @given(st.data())
 def test_several_chunks_at_once(encoder: CausalEncoder, data: st.DataObject) -> None:
     """A step over any run of whole chunks equals one chunk at a time."""
-    chunking = Chunking(data.draw(st.integers(2, 20)), data.draw(st.integers(0, 2)), data.draw(st.integers(5, 60)))
+    chunking = Chunking(
+        data.draw(st.integers(2, 20)), data.draw(st.integers(0, 2)), data.draw(st.integers(5, 60))
+    )
     n_chunks = data.draw(st.integers(2, 9))
     n_frames = chunking.first_size + (n_chunks - 1) * chunking.size
     mel = _mel(n_frames, seed=data.draw(st.integers(0, 99)))

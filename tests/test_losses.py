@@ -53,7 +53,7 @@ def test_tokens_are_asked_for_at_the_first_chunk_that_ends_after_they_are_due(ch
 
 
 def test_probes_ask_for_silence_before_the_next_token_is_due() -> None:
-    """A probe sees at least what brought the previous token, less than the next one needs, and wants end-of-text."""
+    """A probe sees what brought the previous token, less than the next one needs, and wants end-of-text."""
     example = _example(6.0, [0.9, 2.2, 5.1])
     for seed in range(20):
         targets = _targets(example, Chunking.from_ms(80), 300, seed=seed)

@@ -26,7 +26,9 @@ def tiny_whisper(seed: int = 0) -> Whisper:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5 * 2)
+                parameter.copy_(
+                    torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5 * 2
+                )
             elif "bias" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
     heads = torch.zeros(TINY_DIMS.n_text_layer, TINY_DIMS.n_text_head, dtype=torch.bool)

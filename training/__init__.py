@@ -1,0 +1,1 @@
+"""Training and evaluation: weak alignment, causal finetuning, word error rate and latency."""

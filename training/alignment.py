@@ -174,7 +174,9 @@ def encode_padded(model: Whisper, batch: Sequence[np.ndarray]) -> Tensor:
         return model.encoder(torch.stack(mels)).float()
 
 
-def transcribe_greedily(model: Whisper, tokenizer: Tokenizer, features: Tensor, *, max_tokens: int = 160) -> list[str]:
+def transcribe_greedily(
+    model: Whisper, tokenizer: Tokenizer, features: Tensor, *, max_tokens: int = 160
+) -> list[str]:
     """The original Whisper's greedy text for each of ``features`` ``[B, 1500, D]``."""
     decoder = Decoder(model.decoder, model.alignment_heads)
     prefix = [*tokenizer.sot_sequence, tokenizer.no_timestamps]
@@ -249,7 +251,9 @@ def _align_features(
 def _n_trailing_marks(tokenizer: Tokenizer, tokens: Sequence[int]) -> int:
     """How many tokens at a word's end hold punctuation only; at least one token is spoken."""
     n_marks = 0
-    while n_marks < len(tokens) - 1 and not any(c.isalnum() for c in tokenizer.decode([tokens[-1 - n_marks]])):
+    while n_marks < len(tokens) - 1 and not any(
+        c.isalnum() for c in tokenizer.decode([tokens[-1 - n_marks]])
+    ):
         n_marks += 1
     return n_marks
 

@@ -140,9 +140,7 @@ class StreamDataset:
             return float(rng.uniform(1, 10))
         return float(rng.uniform(0.6, 1.0) * self._config.joined_max_s)
 
-    def _join(
-        self, item: Item, rng: np.random.Generator
-    ) -> tuple[list[np.ndarray], list[WordTime], bool]:
+    def _join(self, item: Item, rng: np.random.Generator) -> tuple[list[np.ndarray], list[WordTime], bool]:
         """Audio pieces, their words in stream time, and whether all the words are known."""
         pieces = [np.zeros(int(rng.uniform(0, 1.5) * SAMPLE_RATE * (rng.random() < 0.3)), np.float32)]
         words: list[WordTime] = []
@@ -206,7 +204,9 @@ class StreamDataset:
         if rng.random() < 0.7:
             audio = self._noise(n_samples, rng) * np.float32(10 ** (rng.uniform(-30, 0) / 20))
         else:
-            audio = rng.standard_normal(n_samples).astype(np.float32) * np.float32(10 ** rng.uniform(-5, -1.5))
+            audio = rng.standard_normal(n_samples).astype(np.float32) * np.float32(
+                10 ** rng.uniform(-5, -1.5)
+            )
         audio = audio.clip(-1, 1).astype(np.float32)
         return Example(audio, audio, self._prefix(""), (), np.zeros(0))
 
@@ -255,9 +255,7 @@ def _nondecreasing(due: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(due), np.nan, forward)
 
 
-def _keep_start(
-    audio: np.ndarray, words: list[WordTime], speed: float
-) -> tuple[np.ndarray, list[WordTime]]:
+def _keep_start(audio: np.ndarray, words: list[WordTime], speed: float) -> tuple[np.ndarray, list[WordTime]]:
     """Drop what would pass the end of Whisper's 30 s window; words keep times before the speed change."""
     if len(audio) <= MAX_SAMPLES:
         return audio, words
@@ -272,7 +270,9 @@ def _cut_start(
     audio: np.ndarray, words: list[WordTime], prompt: str, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[WordTime], str]:
     """Let the stream begin at a word, as after re-anchoring; the words before it join the prompt."""
-    candidates = [i for i, word in enumerate(words) if 0 < i and word.start_s < 0.5 * len(audio) / SAMPLE_RATE]
+    candidates = [
+        i for i, word in enumerate(words) if i > 0 and word.start_s < 0.5 * len(audio) / SAMPLE_RATE
+    ]
     if not candidates:
         return audio, words, prompt
     first = int(rng.choice(candidates))

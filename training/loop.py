@@ -1,7 +1,7 @@
 """Finetune Whisper into a chunk-causal recogniser: one flat, resumable loop.
 
-Run as ``python -m training.loop --manifest M --aligned A --output RUN [...]``; the same command resumes from the
-run's last checkpoint.
+Run as ``python -m training.loop --manifest M --aligned A --output RUN [...]``; the same command resumes from
+the run's last checkpoint.
 """
 
 from __future__ import annotations

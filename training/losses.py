@@ -1,10 +1,11 @@
 """The loss of a batch of streams: every point in time from one encoder pass and one decoder pass.
 
-A chunk-causal frame never depends on later frames, so frames computed once serve every point. The decoder sees
-each text token twice. The *main* copy sees the frames up to the end of the chunk in which the next token is due,
-and must predict that token: this is how streaming decodes, token by token, with frames that keep coming. A *probe*
-copy sees only the frames of an earlier chunk in which nothing new was heard, and must predict end-of-text; it attends
-to the main copies before it and nobody attends to it. Axis letters: B streams, U main tokens, P probes, T frames.
+A chunk-causal frame never depends on later frames, so frames computed once serve every point. The decoder
+sees each text token twice. The *main* copy sees the frames up to the end of the chunk in which the next token
+is due, and must predict that token: this is how streaming decodes, token by token, with frames that keep
+coming. A *probe* copy sees only the frames of an earlier chunk in which nothing new was heard, and must
+predict end-of-text; it attends to the main copies before it and nobody attends to it. Axis letters:
+B streams, U main tokens, P probes, T frames.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Targets:
     def to(self, device: torch.device) -> Targets:
         """The same on ``device``."""
         tensors = (self.tokens, self.positions, self.labels, self.self_mask, self.visible)
-        return Targets(*(tensor.to(device) for tensor in tensors), n_main=self.n_main)
+        tokens, positions, labels, self_mask, visible = (tensor.to(device) for tensor in tensors)
+        return Targets(tokens, positions, labels, self_mask, visible, self.n_main)
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ def build_targets(
     Returns:
         Inputs, masks and targets.
     """
-    rows = [_row_targets(example, chunking, n_frames, eot, rng.random() < full_share, rng) for example in examples]
+    rows = [
+        _row_targets(example, chunking, n_frames, eot, rng.random() < full_share, rng) for example in examples
+    ]
     n_main = max(len(row.tokens) for row in rows)
     n_probes = max(len(row.probe_at) for row in rows)
     shape = (len(rows), n_main + n_probes)
@@ -96,7 +100,12 @@ def build_targets(
         mask[b, probes, :n_main] = np.arange(n_main) < row.probe_at[:, None]
     as_tensor = torch.from_numpy
     return Targets(
-        *(as_tensor(x) for x in (tokens, positions, labels, mask, visible)), n_main=n_main
+        as_tensor(tokens),
+        as_tensor(positions),
+        as_tensor(labels),
+        as_tensor(mask),
+        as_tensor(visible),
+        n_main,
     )
 
 
@@ -117,7 +126,9 @@ def _row_targets(
     tokens = np.concatenate([np.array(example.prefix, dtype=np.int64), text])
     labels = np.full(len(tokens), IGNORE, dtype=np.int64)
     if example.tokens is None:
-        return _Row(tokens, labels, np.full(len(tokens), n_frames), np.zeros(0, np.int64), np.zeros(0, np.int64))
+        return _Row(
+            tokens, labels, np.full(len(tokens), n_frames), np.zeros(0, np.int64), np.zeros(0, np.int64)
+        )
     known = ~np.isnan(example.due_s)
     labels[n_prefix - 1 : -1] = np.where(known, text, IGNORE)
     labels[-1] = eot
