@@ -1,7 +1,7 @@
 """foresound's engine: streaming speech recognition with Whisper.
 
-``Recognizer`` and ``Stream`` are imported when they are first used, so that whoever only needs events and errors
-(a client of a server, say) starts without torch.
+``Recognizer`` and ``Stream`` are imported when they are first used, so that whoever only needs events and
+errors (a client of a server, say) starts without torch.
 """
 
 from __future__ import annotations

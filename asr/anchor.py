@@ -1,7 +1,7 @@
 """Where a stream's next window begins, so that no word is lost or doubled at the seam.
 
-Pure arithmetic on samples. A window's first step must end at a chunk's end of its own grid, so anchors lie whole
-chunks before the sample that the step reaches.
+Pure arithmetic on samples. A window's first step must end at a chunk's end of its own grid, so anchors lie
+whole chunks before the sample that the step reaches.
 """
 
 from __future__ import annotations
@@ -27,12 +27,10 @@ class Anchor:
     Attributes:
         start: Sample of position 0, a multiple of one encoder frame before the step's end.
         n_frames: Encoder frames of the window's first step.
-        first_word: Index of the first committed word that is heard again; the number of words if none is.
     """
 
     start: int
     n_frames: int
-    first_word: int
 
 
 def anchor_in_speech(
@@ -51,8 +49,8 @@ def anchor_in_speech(
     """
     lately = [start for start in word_starts if start >= end - MAX_BACK]
     if not lately and open_start is None:
-        back = max(chunking.first_size, _floor(NO_WORDS_BACK // FRAME_SAMPLES, chunking))
-        return Anchor(end - back * FRAME_SAMPLES, back, len(word_starts))
+        back = _floor(NO_WORDS_BACK // FRAME_SAMPLES, chunking)
+        return Anchor(end - back * FRAME_SAMPLES, back)
     oldest_open = end if open_start is None else open_start - 2 * WORD_MARGIN
     step = chunking.size * FRAME_SAMPLES
     least = min(max(MIN_BACK, end - oldest_open), MAX_BACK - step)
@@ -68,15 +66,13 @@ def anchor_in_speech(
                 best = cost, n_frames
         n_frames += chunking.size
     assert best is not None, "the range of lengths is longer than a chunk"
-    start = end - best[1] * FRAME_SAMPLES
-    return Anchor(start, best[1], sum(word_start < start for word_start in word_starts))
+    return Anchor(end - best[1] * FRAME_SAMPLES, best[1])
 
 
-def anchor_in_pause(n_words: int, *, silent_since: int, end: int, chunking: Chunking) -> Anchor:
+def anchor_in_pause(silent_since: int, *, end: int, chunking: Chunking) -> Anchor:
     """Anchor in the silence after a segment.
 
     Args:
-        n_words: Committed words of the window; none is heard again.
         silent_since: Sample from which on nobody speaks.
         end: Sample that the next encoder step reaches.
         chunking: The stream's chunks.
@@ -85,13 +81,13 @@ def anchor_in_pause(n_words: int, *, silent_since: int, end: int, chunking: Chun
         An anchor in the silence. Where the silence is shorter than a first chunk, the first step reaches
         beyond ``end``.
     """
-    silence = (end - silent_since) // FRAME_SAMPLES
-    n_frames = _floor(min(silence, PAUSE_BACK // FRAME_SAMPLES), chunking)
-    if n_frames >= chunking.first_size:
-        return Anchor(end - n_frames * FRAME_SAMPLES, n_frames, n_words)
-    return Anchor(end - max(silence, 0) * FRAME_SAMPLES, chunking.first_size, n_words)
+    silence = max(0, (end - silent_since) // FRAME_SAMPLES)
+    kept = min(silence, max(PAUSE_BACK // FRAME_SAMPLES, chunking.first_size))
+    n_frames = _floor(kept, chunking) if kept >= chunking.first_size else kept
+    return Anchor(end - n_frames * FRAME_SAMPLES, max(n_frames, chunking.first_size))
 
 
 def _floor(n_frames: int, chunking: Chunking) -> int:
-    """The largest length of whole chunks within ``n_frames``; less than the first chunk if there is none."""
-    return chunking.first_size + (n_frames - chunking.first_size) // chunking.size * chunking.size
+    """The largest length of whole chunks within ``n_frames``, at least the first chunk."""
+    n_more = max(0, n_frames - chunking.first_size) // chunking.size
+    return chunking.first_size + n_more * chunking.size

@@ -219,9 +219,7 @@ class FfmpegDecoder:
         complaint = self._complaints.readline(1000).decode(errors="replace").strip()
         reason = re.sub(r"^\[[^]]*\] *", "", complaint) or "no reason given"  # without "[in#0 @ 0x1f]"
         what = f"damaged at {self._n_read / SAMPLE_RATE:.1f} s" if self._n_read else "not audio"
-        raise AudioError(
-            f"{self._path}: {what} (ffmpeg: {reason}); give a file with an audio track"
-        )
+        raise AudioError(f"{self._path}: {what} (ffmpeg: {reason}); give a file with an audio track")
 
     def close(self) -> None:
         """End the process."""

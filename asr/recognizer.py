@@ -16,16 +16,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import whisper
 from whisper.model import Whisper
 from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
 
+from asr import offline
 from asr.adapters import merge_adapter, shipped_adapter
 from asr.checkpoint import load_checkpoint
 from asr.decoder import Decoder
 from asr.encoder import CausalEncoder, Chunking
 from asr.errors import OptionError
-from asr.events import SAMPLE_RATE, Event
+from asr.events import Event
 from asr.features import LogMel
 from asr.samples import as_samples
 from asr.stream import Engine, Stream, StreamOptions, step_batch
@@ -34,7 +34,6 @@ from asr.vad import SileroVad
 DECODERS = ("whisper",)
 MAX_BEAM_SIZE = 16
 MAX_OPEN_TOKENS = 16
-_WINDOW_SAMPLES = 30 * SAMPLE_RATE  # Whisper's own
 
 
 class Recognizer:
@@ -132,7 +131,7 @@ class Recognizer:
 
         Args:
             decoder: One of ``DECODERS``.
-            chunk_ms: Audio per encoder step, 40 to 1000, a multiple of 20: smaller is sooner, larger is better.
+            chunk_ms: Audio per encoder step, 40 to 1000, a multiple of 20: smaller is sooner, larger better.
             beam_size: Hypotheses, 1 to 16; 1 is greedy.
             open_tokens: Newest tokens that are never committed before the segment ends, 0 to 16.
             language: Code or English name of the language spoken; None is the model's only one, or found out
@@ -182,19 +181,8 @@ class Recognizer:
         Raises:
             AudioError: The samples are unusable.
         """
-        audio = as_samples(samples)
-        if len(audio) == 0:
-            return ""
-        if len(audio) <= _WINDOW_SAMPLES:
-            mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(audio), self.base_model.dims.n_mels)
-            language = None if self.base_model.is_multilingual else "en"
-            options = whisper.DecodingOptions(language=language, without_timestamps=True, fp16=False)
-            result = whisper.decode(self.base_model, mel.to(self.base_model.device), options)
-            return result.text.strip()
-        whole = whisper.transcribe(
-            self.base_model, audio, temperature=0.0, fp16=False, condition_on_previous_text=False
-        )
-        return str(whole["text"]).strip()
+        with torch.inference_mode():
+            return offline.transcribe(self.base_model, as_samples(samples))
 
     def _language(self, language: str | None) -> str | None:
         if language is None:

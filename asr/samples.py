@@ -40,8 +40,7 @@ def as_samples(samples: Any, *, heard: int = 0) -> np.ndarray:
         raise AudioError(
             f"sample at {(heard + bad) / SAMPLE_RATE:.3f} s is {array[bad]}, not a finite number"
         )
-    if np.abs(array).max() > _MAX_LEVEL:
-        raise AudioError(
-            f"samples must be in [-1, 1], but reach {np.abs(array).max():.0f}; divide integer samples by 32768"
-        )
+    level = float(np.abs(array).max())
+    if level > _MAX_LEVEL:
+        raise AudioError(f"samples must be in [-1, 1], but reach {level:.0f}; divide integers by 32768")
     return array

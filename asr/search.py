@@ -7,6 +7,7 @@ Axis letters: B hypotheses, U tokens, A alignment heads, T encoder frames, V voc
 
 from __future__ import annotations
 
+import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -122,10 +123,8 @@ class Search:
         sequence = [*self._prefix, *(token.id for token in self.committed)]
         self._cache.truncate(min(self._cache.n_tokens, len(sequence) - 1))
         pending = sequence[self._cache.n_tokens :]
-        if self._beam_size == 1:
-            hypotheses = [self._greedy(pending, cross)]
-        else:
-            hypotheses = self._beam(pending, cross)
+        is_greedy = self._beam_size == 1
+        hypotheses = [self._greedy(pending, cross)] if is_greedy else self._beam(pending, cross)
         self.draft = hypotheses[0].tokens
         return self.commit(self._n_certain(hypotheses))
 
@@ -269,9 +268,7 @@ class Search:
         limit = len(best) - self._open_tokens
         agreed = set(bounds)
         for ids in others:
-            n_common = next(
-                (i for i, (a, b) in enumerate(zip(best, ids)) if a != b), min(len(best), len(ids))
-            )
+            n_common = len(os.path.commonprefix([best, ids]))
             agreed &= {i for i in (*self._vocabulary.word_starts(ids), len(ids)) if i <= n_common}
         overlong = {i for i in bounds if i <= len(best) - MAX_DRAFT_TOKENS}
         return max((i for i in agreed | overlong if i <= limit), default=0)

@@ -1,7 +1,7 @@
 """The encoder's view of one stream: the features heard, and the window since its last anchor.
 
-Whisper has 1500 positions, a stream has no end. So the encoder works in windows: position 0 lies at an anchor,
-and before the positions run out the window restarts at a later anchor, re-encoding the last seconds of mel.
+Whisper has 1500 positions, a stream has no end. So the encoder works in windows: position 0 lies at an
+anchor, and before the positions run out the window restarts at a later anchor, re-encoding the last seconds.
 Times are samples of the stream; mel frames are counted from the stream's start.
 """
 

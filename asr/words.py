@@ -63,13 +63,7 @@ class Vocabulary:
         """
         if self._spaced:
             return [i for i, token in enumerate(tokens) if i == 0 or self._bytes(token).startswith(b" ")]
-        starts, unit = [], b""
-        for i, token in enumerate(tokens):
-            if i == 0 or (_is_complete(unit) and not self._is_mark(token)):
-                starts.append(i)
-                unit = b""
-            unit += self._bytes(token)
-        return starts
+        return self._unit_starts(tokens)
 
     def n_spoken(self, tokens: Sequence[int]) -> int:
         """How many of a word's tokens are left without its trailing punctuation; at least one."""
@@ -78,20 +72,30 @@ class Vocabulary:
             n_tokens -= 1
         return n_tokens
 
+    def _unit_starts(self, tokens: Sequence[int]) -> list[int]:
+        """Indices of the tokens that begin complete characters, punctuation left out."""
+        starts, first, unit = [], 0, b""
+        for i, token in enumerate(tokens):
+            unit += self._bytes(token)
+            try:
+                is_mark = _is_punctuation(unit.decode("utf-8"))
+            except UnicodeDecodeError:
+                continue
+            if first == 0 or not is_mark:
+                starts.append(first)
+            first, unit = i + 1, b""
+        return [*starts, first] if unit else starts
+
     def _bytes(self, token: int) -> bytes:
         return self._tokenizer.encoding.decode_single_token_bytes(token)
 
     def _is_mark(self, token: int) -> bool:
-        text = self._bytes(token).decode("utf-8", errors="replace").strip()
-        return bool(text) and all(unicodedata.category(c).startswith("P") for c in text)
+        return _is_punctuation(self._bytes(token).decode("utf-8", errors="replace"))
 
 
-def _is_complete(unit: bytes) -> bool:
-    try:
-        unit.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+def _is_punctuation(text: str) -> bool:
+    bare = text.strip()
+    return bool(bare) and all(unicodedata.category(c).startswith("P") for c in bare)
 
 
 def build_words(
@@ -113,7 +117,7 @@ def build_words(
     ids = [token.id for token in tokens]
     bounds = [*vocabulary.word_starts(ids), len(tokens)]
     words: list[Word] = []
-    cursor, peak = start, start
+    cursor = start
     for i, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
         text = vocabulary.text(ids[first:last]).strip()
         if not text:
@@ -186,8 +190,8 @@ def _median_filter(x: Tensor) -> Tensor:
 def monotone_path(score: np.ndarray) -> np.ndarray:
     """Column at which the best monotone path through ``score`` ``[U, T]`` enters each row.
 
-    The path goes from the first corner to the last by steps right, down or both. A row's best cost is a running
-    minimum over entry columns, so whole rows are computed at once.
+    The path goes from the first corner to the last by steps right, down or both. A row's best cost is a
+    running minimum over entry columns, so whole rows are computed at once.
     """
     n_rows, n_columns = score.shape
     entries = np.zeros((n_rows, n_columns), dtype=np.int64)  # where the path to (row, column) entered the row

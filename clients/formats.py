@@ -214,11 +214,12 @@ def _cues(final: Final) -> Iterator[dict[str, Any]]:
             grown = one_line("".join(texts[first : i + 1]))
             long_pause = words[i].start - words[i - 1].end > _CUE_PAUSE
             sentence_ends = len(text) >= _LINE_CHARS and text.endswith(_SENTENCE_ENDS)
-            if len(grown) <= _CUE_CHARS and not long_pause and not sentence_ends:
+            too_short = words[i].start - words[first].start < _MIN_CUE  # nobody could read it
+            if too_short or (len(grown) <= _CUE_CHARS and not long_pause and not sentence_ends):
                 continue
         start, end = words[first].start, words[i - 1].end
         limit = words[i].start if i < len(words) else max(end, final.end)
-        yield _timed(_two_lines(text), start, max(start, min(max(end, start + _MIN_CUE), limit)))
+        yield _timed(_two_lines(text), start, min(max(end, start + _MIN_CUE), max(limit, start + _MIN_CUE)))
         first = i
 
 

@@ -52,7 +52,13 @@ def register(subparsers: argparse._SubParsersAction[Any], *, epilog: str) -> Non
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="audio files; '-' is WAV or raw s16le PCM on standard input")
     add_model_arguments(parser)
-    add("--chunk-ms", type=chunk_ms, default=300, metavar="N", help="chunk size, 40 to 1000 (default: 300)")
+    add(
+        "--chunk-ms",
+        type=chunk_ms,
+        default=300,
+        metavar="N",
+        help="chunk size, 40 to 1000 in steps of 20 (default: 300)",
+    )
     add("--language", metavar="L", help="language code such as en (default: the model's or detected)")
     add("--prompt", metavar="TEXT", help="text before the speech, for names and style")
     add("--format", choices=_FORMATS, default="txt", help="output format (default: txt)")

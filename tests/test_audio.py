@@ -308,7 +308,9 @@ def test_ffmpeg_failures_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, message: str
 ) -> None:
     """The first line of ffmpeg's complaint becomes part of ours."""
-    body = f"sys.stdout.write({written!r}); sys.stderr.write('[in#0 @ 0x1f] it broke\\n' * 50000); sys.exit(1)"
+    body = (
+        f"sys.stdout.write({written!r}); sys.stderr.write('[in#0 @ 0x1f] it broke\\n' * 50000); sys.exit(1)"
+    )
     fake_ffmpeg(tmp_path, body)
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "film.mkv").write_bytes(bytes(100))

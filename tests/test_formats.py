@@ -122,6 +122,15 @@ def test_words_that_disagree_with_the_text_and_words_that_lack() -> None:
     assert (cues[1].start, cues[1].end) == (1000, 2000)
 
 
+def test_words_of_one_moment_make_no_empty_cue() -> None:
+    """A burst of words with the same time becomes one cue that lasts, not many that last nothing."""
+    words = tuple(Word(f"word{n}", 8000, 8000, 1, True) for n in range(40))
+    text = " ".join(word.text for word in words)
+    segment = Final(0, text, words, start=0, end=8000, second_pass=False, time=8000)
+    cues = pysubs2.SSAFile.from_string(document(Transcript((segment,), 8000), "srt"), format_="srt")
+    assert [(cue.start, cue.end) for cue in cues] == [(500, 600)]
+
+
 @pytest.mark.parametrize("output_format", ["txt", "srt", "vtt", "tsv", "json"])
 def test_an_empty_transcript_is_a_valid_document(output_format: str) -> None:
     """Ten milliseconds of nothing make files that readers accept."""

@@ -59,8 +59,7 @@ def train(config: TrainConfig) -> None:
     wrapped = add_adapter(student, encoder_rank=config.encoder_rank, decoder_rank=config.decoder_rank)
     parameters = [p for p in wrapped.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config))
-    progress = _resume(config, wrapped, optimizer, schedule)
+    progress = _resume(config, wrapped, optimizer)
     tokenizer = teacher_tokenizer(base.model)
     loss_of = StreamLoss(student, base.model, eot=tokenizer.eot, config=config.loss)
     dataset = _dataset(config, tokenizer)
@@ -79,11 +78,13 @@ def train(config: TrainConfig) -> None:
             parts = loss_of(examples, chunking=chunking, rng=rng)
             (parts.total / config.accumulate).backward()
             progress.hours += sum(len(e.clean) for e in examples) / 16_000 / 3600
+        rate = config.learning_rate * _rate(progress.step, config)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
         if torch.isfinite(norm):
             optimizer.step()
         optimizer.zero_grad()
-        schedule.step()
         progress.step += 1
         row = {
             "step": progress.step,
@@ -95,7 +96,7 @@ def train(config: TrainConfig) -> None:
             "teacher": round(parts.teacher.item(), 4),
             "feature": round(parts.feature.item(), 4),
             "norm": round(norm.item(), 3),
-            "rate": schedule.get_last_lr()[0],
+            "rate": round(rate, 8),
             "seconds": round(time.monotonic() - started, 2),
         }
         _log(config.output / "log.csv", row)
@@ -105,7 +106,7 @@ def train(config: TrainConfig) -> None:
         if progress.step % config.evaluate_every == 0 or finished:
             _evaluate(config, base, wrapped, progress)
         if progress.step % config.checkpoint_every == 0 or finished:
-            _save(config, base, wrapped, optimizer, schedule, progress)
+            _save(config, base, wrapped, optimizer, progress)
     bar.close()
 
 
@@ -204,7 +205,6 @@ def _save(
     base: Checkpoint,
     wrapped: PeftModel,
     optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
     progress: Progress,
 ) -> None:
     """Write adapter and checkpoint; a cut in between leaves the older checkpoint whole."""
@@ -212,7 +212,6 @@ def _save(
     state = {
         "adapter": {name: p for name, p in wrapped.named_parameters() if p.requires_grad},
         "optimizer": optimizer.state_dict(),
-        "schedule": {"last_epoch": schedule.last_epoch, "_step_count": schedule.last_epoch + 1},
         "progress": vars(progress),
     }
     temporary = config.output / "checkpoint.tmp"
@@ -224,7 +223,6 @@ def _resume(
     config: TrainConfig,
     wrapped: PeftModel,
     optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
 ) -> Progress:
     path = config.output / "checkpoint.pt"
     if not path.exists():
@@ -235,7 +233,6 @@ def _resume(
         for name, value in state["adapter"].items():
             parameters[name].copy_(value)
     optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
     return Progress(**state["progress"])
 
 
@@ -259,6 +256,12 @@ def parse_config(arguments: Sequence[str] | None = None) -> TrainConfig:
     given = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v is not None}
     if "config" in given:
         given = {**json.loads(given.pop("config").read_text()), **given}
+    unknown = sorted(set(given) - set(owners))
+    if unknown:
+        parser.error(f"unknown settings {', '.join(unknown)}; choose from {', '.join(sorted(owners))}")
+    missing = [f"--{name}" for name in ("manifest", "aligned", "output") if name not in given]
+    if missing:
+        parser.error(f"{', '.join(missing)} must be given")
     parts = {
         owner: {name: _convert(owner, name, value) for name, value in given.items() if owners[name] is owner}
         for owner in (DataConfig, LossConfig, TrainConfig)

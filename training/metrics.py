@@ -135,7 +135,7 @@ def percentiles(values: Sequence[float]) -> dict[str, float] | None:
     if not values:
         return None
     p50, p95 = np.percentile(np.asarray(values, dtype=np.float64), [50, 95])
-    return {"p50": float(p50), "p95": float(p95)}
+    return {"p50": round(float(p50), 3), "p95": round(float(p95), 3)}
 
 
 @dataclass(frozen=True)
@@ -311,10 +311,14 @@ def word_latencies(words: Sequence[ShownWord], *, reference: Sequence[WordTime])
         if len(reference_indexes) < len(_token(word.text)):
             continue
         end_s = reference[reference_indexes[-1]].end_s
-        latencies.emission_ms.append(1000 * (word.emitted_s - end_s))
-        latencies.emission_compute_aware_ms.append(1000 * (word.emitted_compute_aware_s - end_s))
-        latencies.commit_ms.append(1000 * (word.committed_s - end_s))
+        latencies.emission_ms.append(_lag_ms(word.emitted_s, end_s))
+        latencies.emission_compute_aware_ms.append(_lag_ms(word.emitted_compute_aware_s, end_s))
+        latencies.commit_ms.append(_lag_ms(word.committed_s, end_s))
     return latencies
+
+
+def _lag_ms(time_s: float, end_s: float) -> float:
+    return round(1000 * (time_s - end_s), 3)
 
 
 @dataclass(frozen=True)
@@ -377,6 +381,8 @@ def format_table(runs: Sequence[dict[str, Any]]) -> str:
         ("commit ms p50/p95", lambda run: "{p50:.0f}/{p95:.0f}".format(**run["commit_latency_ms"])),
         ("RTF", lambda run: f"{run['rtf']:.3f}"),
     ]
+    if all(run["second_pass_wer"] is None for run in runs):
+        columns = [column for column in columns if "2nd" not in column[0]]
     rows = [[title for title, _ in columns]]
     for run in runs:
         row = []
