@@ -86,16 +86,16 @@ def load_checkpoint(name_or_path: str | Path, *, device: str | torch.device = "c
     Raises:
         CheckpointError: the name is unknown, or the weights are missing, damaged or foreign.
     """
-    if isinstance(name_or_path, str) and name_or_path in available_names():
-        name = name_or_path
-        source, weights = _read_name(name)
-    else:
-        path = Path(name_or_path)
-        name, source = path.name, str(path)
-        try:
+    try:
+        if isinstance(name_or_path, str) and name_or_path in available_names():
+            name = name_or_path
+            source, weights = _read_name(name)
+        else:
+            path = Path(name_or_path)
+            name, source = path.absolute().name, str(path)
             weights = _read_path(path)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{name_or_path} cannot be read: {error.strerror or error}") from error
     model = build_model(weights, source=source)
     digest = hash_weights(model.state_dict())
     return Checkpoint(model.to(device), name, source, digest)
@@ -188,9 +188,12 @@ def _read_pt(path: Path) -> Weights:
         found = ", ".join(sorted(map(str, content))[:MAX_LISTED]) or "nothing"
         raise CheckpointError(f"{path} is no Whisper: {expected}, found {found}")
     dims, parameters = content["dims"], content["model_state_dict"]
+    if not isinstance(dims, dict) or not isinstance(parameters, dict):
+        raise CheckpointError(f"{path} is no Whisper: {expected} as dictionaries, found other types")
     names = ModelDimensions.__dataclass_fields__
-    if not isinstance(dims, dict) or dims.keys() != names.keys() or not isinstance(parameters, dict):
-        raise CheckpointError(f"{path} is no Whisper: expected in 'dims' {', '.join(names)}, found {dims}")
+    if dims.keys() != names.keys():
+        listed = ", ".join(map(str, dims)) or "nothing"
+        raise CheckpointError(f"{path} is no Whisper: expected in 'dims' {', '.join(names)}, found {listed}")
     heads = _official_heads(path)
     return Weights(parameters, dims["n_audio_head"], dims["n_text_head"], stated=dims, alignment_heads=heads)
 

@@ -47,6 +47,15 @@ class EndpointRules:
         return int(self.max_segment_s * SAMPLE_RATE)
 
 
+@dataclass(frozen=True)
+class SpeechChange:
+    """Speech that starts or ends at ``time``, noticed at ``noticed``; both in samples."""
+
+    is_start: bool
+    time: int
+    noticed: int
+
+
 class SpeechTracker:
     """Follows one stream: is somebody speaking, since when, until when. Times are samples.
 
@@ -69,20 +78,19 @@ class SpeechTracker:
         self.ended = 0
         self.speaking = False
 
-    def hear(self, samples: Tensor) -> list[tuple[str, int]]:
+    def hear(self, samples: Tensor) -> list[SpeechChange]:
         """Judge the next samples.
 
         Args:
             samples: ``[1, S]`` float32 on the CPU.
 
         Returns:
-            What happened, in order: ``("start", time)`` and ``("end", time)``, where an end is told when its
-            silence has lasted long enough.
+            What happened, in order; an end is noticed when its silence has lasted long enough.
         """
         signal = torch.cat([self._tail, samples], dim=-1)
         n_steps = signal.shape[-1] // STEP_SAMPLES
         self._tail = signal[:, n_steps * STEP_SAMPLES :]
-        changes: list[tuple[str, int]] = []
+        changes: list[SpeechChange] = []
         for step in range(n_steps):
             block = signal[:, step * STEP_SAMPLES : (step + 1) * STEP_SAMPLES]
             probabilities, self._state = self._vad.step(block, self._state)
@@ -94,15 +102,15 @@ class SpeechTracker:
         """Whether no speech was heard in the last ``n_samples`` samples."""
         return self.n_samples - self.ended >= n_samples
 
-    def _judge(self, probability: float) -> list[tuple[str, int]]:
+    def _judge(self, probability: float) -> list[SpeechChange]:
         start, self.n_samples = self.n_samples, self.n_samples + WINDOW_SAMPLES
         self._in_speech = probability >= (OFFSET if self._in_speech else ONSET)
         if self._in_speech:
             self.ended = self.n_samples
             if not self.speaking:
                 self.speaking, self.started = True, start
-                return [("start", start)]
+                return [SpeechChange(True, start, self.n_samples)]
         elif self.speaking and self.silent_for(self._rules.silence):
             self.speaking = False
-            return [("end", self.ended)]
+            return [SpeechChange(False, self.ended, self.n_samples)]
         return []

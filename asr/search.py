@@ -7,6 +7,7 @@ Axis letters: B hypotheses, U tokens, A alignment heads, T encoder frames, V voc
 
 from __future__ import annotations
 
+import math
 import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from asr.rules import Context, Rule, only
 from asr.words import Token, Vocabulary
 
 MAX_DRAFT_TOKENS = 24  # beam search commits the oldest words of a longer draft although hypotheses disagree
+RIVAL_LOGPROB = 3.0  # a hypothesis counts while it is at least a twentieth as likely as the best
 MAX_OPEN_TOKENS = 46  # no hypothesis goes further beyond the committed tokens
 ROOM_TOKENS = MAX_OPEN_TOKENS + 2  # free text positions that a chunk may need
 
@@ -125,6 +127,8 @@ class Search:
         pending = sequence[self._cache.n_tokens :]
         is_greedy = self._beam_size == 1
         hypotheses = [self._greedy(pending, cross)] if is_greedy else self._beam(pending, cross)
+        # Tokens that are committed now are stepped once more, with the next chunk's frames.
+        self._cache.truncate(len(sequence) - 1)
         self.draft = hypotheses[0].tokens
         return self.commit(self._n_certain(hypotheses))
 
@@ -185,9 +189,12 @@ class Search:
         while True:
             chosen, sources = self._expand(running, rows, cross)
             ended += [hypothesis for hypothesis in chosen if hypothesis.ended]
-            going = [(h, source) for h, source in zip(chosen, sources, strict=True) if not h.ended]
-            if len(ended) >= self._beam_size or not going:
-                return sorted(ended, key=lambda h: h.mean_logprob, reverse=True)[: self._beam_size]
+            ended = sorted(ended, key=lambda h: h.logprob, reverse=True)[: self._beam_size]
+            # Probability only falls: what is already below B ended hypotheses need not go on.
+            least = ended[-1].logprob if len(ended) == self._beam_size else -math.inf
+            going = [(h, s) for h, s in zip(chosen, sources, strict=True) if not h.ended and h.logprob > least]
+            if not going:
+                return sorted(ended, key=lambda h: h.mean_logprob, reverse=True)
             running = [h for h, _ in going]
             n_idle = self._beam_size - len(going)
             if self._beam_cache.n_tokens > self._cache.n_tokens:
@@ -204,7 +211,7 @@ class Search:
         for row, hypothesis in enumerate(running):
             top = self._apply_rules(rows.logits[row], hypothesis, cross).topk(self._beam_size + 1)
             for logprob, token in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-                if logprob > -torch.inf:
+                if logprob > -math.inf:
                     candidates.append((hypothesis.logprob + logprob, row, token, logprob))
         candidates.sort(key=lambda candidate: candidate[0], reverse=True)
         chosen: list[_Hypothesis] = []
@@ -262,12 +269,13 @@ class Search:
         self._beam_cache.n_tokens = self._cache.n_tokens
 
     def _n_certain(self, hypotheses: Sequence[_Hypothesis]) -> int:
-        """How many of the best hypothesis' tokens can be committed: whole words that all agree on."""
-        best, *others = (hypothesis.ids for hypothesis in hypotheses)
+        """How many of the best hypothesis' tokens can be committed: whole words that the likely ones share."""
+        best = hypotheses[0].ids
+        rivals = [h.ids for h in hypotheses[1:] if h.logprob > hypotheses[0].logprob - RIVAL_LOGPROB]
         bounds = {*self._vocabulary.word_starts(best), len(best)}
         limit = len(best) - self._open_tokens
         agreed = set(bounds)
-        for ids in others:
+        for ids in rivals:
             n_common = len(os.path.commonprefix([best, ids]))
             agreed &= {i for i in (*self._vocabulary.word_starts(ids), len(ids)) if i <= n_common}
         overlong = {i for i in bounds if i <= len(best) - MAX_DRAFT_TOKENS}

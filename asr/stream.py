@@ -81,6 +81,7 @@ class Stream:
         self._pending = np.zeros(0, np.float32)  # fed but not heard yet
         self._n_fed = 0
         self._n_heard = 0  # with the silence after the last sample
+        self._clock = 0  # samples heard when what happens now could be known, whatever the blocks
         self._decoded = 0  # sample up to which the decoder has heard
         self._ended_at: int | None = None  # end of speech whose segment waits for the last words' chunk
         self._in_pause = False  # the window may restart in the silence
@@ -141,8 +142,8 @@ class Stream:
 
     @property
     def _now(self) -> int:
-        """Samples heard, without the silence after the last one."""
-        return min(self._n_heard, self._n_fed)
+        """Samples heard when an event is made, without the silence after the last one."""
+        return min(self._clock, self._n_fed)
 
     def _check_open(self) -> None:
         if self._finished:
@@ -190,16 +191,18 @@ class Stream:
         self._window.hear(signal.to(self._engine.device))
         if self._options.second_pass or self._must_detect:
             self._audio.append(samples)
-        for kind, time in self._speech.hear(signal):
-            if kind == "start":
-                events.append(SpeechStarted(time))
+        for change in self._speech.hear(signal):
+            self._clock = change.noticed
+            if change.is_start:
+                events.append(SpeechStarted(min(change.time, self._n_fed)))
                 self._in_pause = False
                 if self._segment.begun is None:
-                    self._segment.begun = time
+                    self._segment.begun = change.time
             else:
-                events.append(SpeechEnded(min(time, self._n_fed)))
-                self._ended_at = time
+                events.append(SpeechEnded(min(change.time, self._n_fed)))
+                self._ended_at = change.time
                 self._close_if_heard(events)
+        self._clock = self._n_heard
         begun = self._segment.begun
         self._audio.forget((self._n_heard - SAMPLE_RATE if begun is None else begun) - HEARD_MARGIN)
 

@@ -23,6 +23,7 @@ FRAME_SAMPLES = 320
 BIAS_FRAMES = 4  # cross-attention moves to a word this much after a forced alignment's boundary (median)
 LEAD_SAMPLES = 10 * FRAME_SAMPLES  # a live word starts this much before its first token's attention peak ...
 TAIL_SAMPLES = 2 * FRAME_SAMPLES  # ... and ends this much after its last token's
+MIN_WORD_SAMPLES = FRAME_SAMPLES
 _MEDIAN_WIDTH = 7
 
 
@@ -111,26 +112,28 @@ def build_words(
         end: No word ends after this sample.
 
     Returns:
-        Words in order: starts never decrease, no word overlaps the next, each lasts at least one sample
-        where there is room.
+        Words in order, none of which overlaps the next; each lasts a little where there is room at all.
     """
     ids = [token.id for token in tokens]
     bounds = [*vocabulary.word_starts(ids), len(tokens)]
+    pieces = list(zip(bounds[:-1], bounds[1:], strict=True))
+    # Every word that follows keeps a little room, however late the times of those before it are.
+    room = min(MIN_WORD_SAMPLES, max(0, end - start) // max(1, len(pieces)))
     words: list[Word] = []
     cursor = start
-    for i, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for i, (first, last) in enumerate(pieces):
         text = vocabulary.text(ids[first:last]).strip()
         if not text:
             continue
-        spoken = tokens[first : first + vocabulary.n_spoken(ids[first:last])]
-        word_start, word_end = _span(spoken)
-        if i + 2 < len(bounds):
-            word_end = min(word_end, _span(tokens[last : last + 1])[0])
-        word_start = min(max(word_start, cursor), max(end - 1, start))
-        word_end = min(max(word_end, word_start + 1), max(end, word_start + 1))
+        latest_end = max(end, start) - (len(pieces) - i - 1) * room
+        word_start, word_end = _span(tokens[first : first + vocabulary.n_spoken(ids[first:last])])
+        if last < len(tokens):
+            word_end = min(word_end, token_start(tokens[last]))
+        word_start = min(max(word_start, cursor), latest_end - room)
+        word_end = min(max(word_end, word_start + room), latest_end)
         cursor = word_end
         confidence = math.exp(sum(token.logprob for token in tokens[first:last]) / (last - first))
-        words.append(Word(text, word_start, word_end, min(confidence, 1.0), last <= n_committed))
+        words.append(Word(text, word_start, word_end, confidence, last <= n_committed))
     return tuple(words)
 
 

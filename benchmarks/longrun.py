@@ -42,8 +42,10 @@ class LongStream:
     """A recording streamed chunk by chunk."""
 
     transcript: Transcript
-    chunk_cost_ms: list[float]
-    """Measured milliseconds per chunk, in order."""
+    chunk_ms: list[float]
+    """Measured milliseconds per chunk by the clock on the wall, in order."""
+    chunk_cpu_ms: list[float]
+    """The same in processor time of all threads: other programs disturb it less."""
     rss_start_mb: float
     rss_end_mb: float
 
@@ -111,15 +113,18 @@ def stream_long(recognizer: Recognizer, samples: np.ndarray, *, chunk_ms: int) -
     del warm_up
     stream = recognizer.stream(chunk_ms=chunk_ms)
     rss_start_mb = rss_mb()
-    cost_ms: list[float] = []
+    wall_ms: list[float] = []
+    cpu_ms: list[float] = []
     for start in tqdm(range(0, len(samples), chunk), unit="chunk", file=sys.stderr):
-        began_s = time.perf_counter()
+        wall_s, cpu_s = time.perf_counter(), time.process_time()
         stream.feed(samples[start : start + chunk])
-        cost_ms.append(1000 * (time.perf_counter() - began_s))
+        wall_ms.append(1000 * (time.perf_counter() - wall_s))
+        cpu_ms.append(1000 * (time.process_time() - cpu_s))
     stream.finish()
-    if len(samples) % chunk:
-        cost_ms.pop()
-    return LongStream(stream.transcript, cost_ms, rss_start_mb=rss_start_mb, rss_end_mb=rss_mb())
+    n_whole = len(samples) // chunk
+    return LongStream(
+        stream.transcript, wall_ms[:n_whole], cpu_ms[:n_whole], rss_start_mb=rss_start_mb, rss_end_mb=rss_mb()
+    )
 
 
 def rss_mb() -> float:
@@ -156,7 +161,7 @@ def commit() -> str | None:
 def measure(
     recognizer: Recognizer, stretches: Sequence[Sequence[Utterance]], *, chunk_ms: int
 ) -> dict[str, Any]:
-    """Stream the joined recording and its utterances alone.
+    """Stream the joined recording, its last minute alone and its utterances alone.
 
     Args:
         recognizer: The recognizer under test.
@@ -165,58 +170,72 @@ def measure(
 
     Returns:
         Plain values: cost per chunk in the first and the last minute, both word error rates, the
-        number of segments and memory.
+        number of segments and memory. What is said costs more or less, too: ``last_minute_alone`` is
+        the cost of the last minute's very audio in a fresh stream.
     """
     utterances = [utterance for stretch in stretches for utterance in stretch]
     samples = join(stretches)
-    joined = stream_long(recognizer, samples, chunk_ms=chunk_ms)
-    n_minute = 60_000 // chunk_ms
-    first, last = joined.chunk_cost_ms[:n_minute], joined.chunk_cost_ms[-n_minute:]
+    long = stream_long(recognizer, samples, chunk_ms=chunk_ms)
+    n_chunks, n_minute = len(long.chunk_ms), 60_000 // chunk_ms
+    chunk = SAMPLE_RATE * chunk_ms // 1000
+    fresh = stream_long(
+        recognizer, samples[max(0, n_chunks - n_minute) * chunk : n_chunks * chunk], chunk_ms=chunk_ms
+    )
     reference = " ".join(utterance.text or "" for utterance in utterances)
-    joined_edits = count_edits(reference, hypothesis=joined.transcript.text)
-    bar = tqdm(utterances, unit="utterance", file=sys.stderr)
-    alone_edits = stream_wer(recognizer, bar, chunk_ms=chunk_ms)
-    relative = joined_edits.wer / alone_edits.wer - 1 if alone_edits.n_edits else None
+    joined = count_edits(reference, hypothesis=long.transcript.text)
+    alone = stream_wer(recognizer, tqdm(utterances, unit="utterance", file=sys.stderr), chunk_ms=chunk_ms)
+    first = _cost(long, slice(0, n_minute))
+    last = _cost(long, slice(-n_minute, None))
+    last_alone = _cost(fresh, slice(None))
     return {
         "minutes": len(samples) / SAMPLE_RATE / 60,
         "n_utterances": len(utterances),
         "n_stretches": len(stretches),
-        "n_segments": len(joined.transcript.segments),
-        "first_minute_ms": _centre(first),
-        "last_minute_ms": _centre(last),
-        "cost_ratio_median": statistics.median(last) / statistics.median(first),
-        "cost_ratio_mean": statistics.fmean(last) / statistics.fmean(first),
-        "rtf": sum(joined.chunk_cost_ms) / 1000 / (len(samples) / SAMPLE_RATE),
-        "joined": {"wer": joined_edits.wer, **asdict(joined_edits)},
-        "alone": {"wer": alone_edits.wer, **asdict(alone_edits)},
-        "relative_wer_difference": relative,
-        "rss_start_mb": joined.rss_start_mb,
-        "rss_end_mb": joined.rss_end_mb,
+        "n_segments": len(long.transcript.segments),
+        "first_minute": first,
+        "last_minute": last,
+        "last_minute_alone": last_alone,
+        "last_to_first": {key: last[key] / first[key] for key in last},
+        "last_to_alone": {key: last[key] / last_alone[key] for key in last},
+        "rtf": sum(long.chunk_ms) / 1000 / (len(samples) / SAMPLE_RATE),
+        "joined": {"wer": joined.wer, **asdict(joined)},
+        "alone": {"wer": alone.wer, **asdict(alone)},
+        "relative_wer_difference": joined.wer / alone.wer - 1 if alone.n_edits else None,
+        "rss_start_mb": long.rss_start_mb,
+        "rss_end_mb": long.rss_end_mb,
     }
 
 
-def _centre(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "mean": statistics.fmean(values)}
+def _cost(stream: LongStream, part: slice) -> dict[str, float]:
+    """Return median and mean milliseconds per chunk of a part, by the wall and by the processor."""
+    return {
+        "median_ms": statistics.median(stream.chunk_ms[part]),
+        "mean_ms": statistics.fmean(stream.chunk_ms[part]),
+        "cpu_median_ms": statistics.median(stream.chunk_cpu_ms[part]),
+        "cpu_mean_ms": statistics.fmean(stream.chunk_cpu_ms[part]),
+    }
 
 
 def format_report(report: dict[str, Any]) -> str:
     """Return the numbers of :func:`measure` for people."""
-    first, last = report["first_minute_ms"], report["last_minute_ms"]
-    joined, alone = report["joined"], report["alone"]
+    cost = "{median_ms:7.2f} {mean_ms:8.2f} {cpu_median_ms:11.2f} {cpu_mean_ms:9.2f}"
+    ratio = cost.replace(".2f", ".3f")
+    edits = "{wer:.2%} ({substitutions} substitutions, {deletions} deletions, {insertions} insertions)"
     relative = report["relative_wer_difference"]
-    counts = "{wer:.2%} ({substitutions} substitutions, {deletions} deletions, {insertions} insertions)"
     return "\n".join(
         [
-            f"recording       {report['minutes']:.1f} minutes, {report['n_utterances']} utterances in "
+            f"recording    {report['minutes']:.1f} minutes, {report['n_utterances']} utterances in "
             f"{report['n_stretches']} stretches; streamed in {report['n_segments']} segments",
-            f"cost per chunk  first minute: median {first['median']:.2f} ms, mean {first['mean']:.2f} ms",
-            f"                last minute:  median {last['median']:.2f} ms, mean {last['mean']:.2f} ms",
-            f"                last / first: median {report['cost_ratio_median']:.3f}, "
-            f"mean {report['cost_ratio_mean']:.3f}; real-time factor {report['rtf']:.3f}",
-            f"WER             joined: {counts.format(**joined)}",
-            f"                alone:  {counts.format(**alone)}",
-            f"                joined / alone - 1: {'-' if relative is None else f'{relative:+.1%}'}",
-            f"memory          {report['rss_start_mb']:.0f} MB at the start, "
+            "cost of a chunk, ms       median     mean  cpu median  cpu mean",
+            f"  first minute            {cost.format(**report['first_minute'])}",
+            f"  last minute             {cost.format(**report['last_minute'])}",
+            f"  last minute, alone      {cost.format(**report['last_minute_alone'])}",
+            f"  last / first            {ratio.format(**report['last_to_first'])}",
+            f"  last / last alone       {ratio.format(**report['last_to_alone'])}",
+            f"WER joined   {edits.format(**report['joined'])}",
+            f"WER alone    {edits.format(**report['alone'])}",
+            f"WER joined / alone - 1: {'-' if relative is None else f'{relative:+.1%}'}",
+            f"real-time factor {report['rtf']:.3f}; memory {report['rss_start_mb']:.0f} MB at the start, "
             f"{report['rss_end_mb']:.0f} MB at the end",
         ]
     )

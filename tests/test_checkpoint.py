@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import soundfile
+import soxr
 import torch
 import whisper
 from checkpoint_files import (
@@ -28,6 +30,7 @@ from asr import checkpoint
 from asr.checkpoint import Checkpoint, load_checkpoint
 from asr.weights import POSITIONS, hash_weights
 
+FIXTURES = Path(__file__).parent / "fixtures"
 TINY_EN_HASH = "85339b66ffca1cb69df03bcfad9d33bb7a8bbe6eb94493617516be3406fd11cb"
 
 
@@ -126,6 +129,20 @@ def test_tiny_en_is_whispers(tiny_en: Checkpoint) -> None:
     assert torch.equal(model.encoder.positional_embedding, sinusoids(1500, 384))
     heads = [[1, 0], [2, 0], [2, 5], [3, 0], [3, 1], [3, 2], [3, 3], [3, 4]]
     assert model.alignment_heads.to_dense().nonzero().tolist() == heads
+
+
+def test_tiny_en_transcribes_the_clip(tiny_en: Checkpoint) -> None:
+    """Whisper's own decoding with the loaded weights hears the well-known sentence."""
+    samples, sample_rate = soundfile.read(FIXTURES / "jfk.flac", dtype="float32", always_2d=True)
+    audio = soxr.resample(samples.mean(axis=1), sample_rate, 16000)
+    mel = whisper.log_mel_spectrogram(whisper.pad_or_trim(torch.from_numpy(audio)))
+    result = whisper.decode(tiny_en.model, mel, whisper.DecodingOptions(language="en", fp16=False))
+    assert isinstance(result, whisper.DecodingResult)
+    words = re.sub(r"[^a-z ]", "", result.text.lower())
+    assert words == (
+        "and so my fellow americans ask not what your country can do for you "
+        "ask what you can do for your country"
+    )
 
 
 def test_base_is_whispers() -> None:

@@ -82,6 +82,7 @@ FOREIGN_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "tensor": (lambda path: torch.save(torch.zeros(3), path), "found Tensor"),
     "state": (lambda path: torch.save({"b": 1, "a": torch.zeros(1)}, path), "found a, b"),
     "nothing": (lambda path: torch.save({}, path), "found nothing"),
+    "types": (lambda path: torch.save({"dims": 1, "model_state_dict": 2}, path), "found other types"),
     "dims": (lambda path: torch.save({"dims": {"n_mels": 80}, "model_state_dict": {}}, path), "n_vocab"),
     "code": (save_with_code, "found objects that need code"),
 }

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from asr.endpoint import STEP_SAMPLES, EndpointRules, SpeechTracker
 from asr.errors import OptionError
+from asr.events import SAMPLE_RATE
 from asr.vad import WINDOW_SAMPLES, SileroVad, VadState
 
 
@@ -59,7 +60,11 @@ def test_speech_starts_and_ends() -> None:
     tracker = SpeechTracker(ScriptedVad(), EndpointRules(silence_ms=500))
     signal = windows((3, 0.0), (5, 0.1), (20, 0.0))
     changes = tracker.hear(signal)
-    assert changes == [("start", 3 * STEP_SAMPLES), ("end", 8 * STEP_SAMPLES)]
+    assert [(change.is_start, change.time) for change in changes] == [
+        (True, 3 * STEP_SAMPLES),
+        (False, 8 * STEP_SAMPLES),
+    ]
+    assert changes[1].noticed - changes[1].time >= SAMPLE_RATE // 2
     assert not tracker.speaking
 
 
@@ -67,7 +72,7 @@ def test_short_silence_does_not_end_speech() -> None:
     """A pause shorter than the rules want belongs to the speech."""
     tracker = SpeechTracker(ScriptedVad(), EndpointRules(silence_ms=500))
     changes = tracker.hear(windows((1, 0.1), (4, 0.0), (1, 0.1), (4, 0.0)))
-    assert changes == [("start", 0)]
+    assert [(change.is_start, change.time) for change in changes] == [(True, 0)]
     assert tracker.speaking and tracker.ended == 6 * STEP_SAMPLES
 
 

@@ -1,0 +1,338 @@
+"""The search is tested with a scripted decoder: what it hears decides what it says, and no weights are needed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+from whisper.model import Whisper
+from whisper.tokenizer import get_tokenizer
+
+from asr.decoder import CrossCache, Decoder, DecoderOutput, SelfCache
+from asr.rules import Context, LoopGuard, RateCap, SuppressBlank, SuppressTokens, default_rules
+from asr.search import MAX_DRAFT_TOKENS, MAX_OPEN_TOKENS, Search
+from asr.words import Vocabulary
+
+TOKENIZER = get_tokenizer(False)
+VOCABULARY = Vocabulary(TOKENIZER)
+EOT = TOKENIZER.eot
+N_VOCAB = 51864
+START = list(TOKENIZER.sot_sequence_including_notimestamps)
+Script = Callable[[tuple[int, ...], int], dict[int, float]]  # (text so far, frames heard) -> probabilities
+
+
+class ScriptedDecoder:
+    """Stands in for :class:`asr.decoder.Decoder`; its caches hold token ids."""
+
+    n_ctx = 448
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.weights = type("Weights", (), {"positional_embedding": torch.zeros(1)})()
+        self.n_stepped = 0
+        self._contexts: list[tuple[tuple[int, ...], int]] = []
+
+    def new_self_cache(self, *, n_rows: int = 1) -> SelfCache:
+        shape = (1, n_rows, self.n_ctx, 1)
+        return SelfCache(torch.zeros(shape), torch.zeros(shape))
+
+    def step(
+        self, tokens: Tensor, state: SelfCache, cross: CrossCache, *, with_attention: bool = False
+    ) -> DecoderOutput:
+        n_rows, n_new = tokens.shape
+        self.n_stepped += n_rows * n_new
+        start = state.n_tokens
+        state.keys[0, :, start : start + n_new, 0] = tokens.float()
+        state.n_tokens += n_new
+        hidden = torch.zeros(n_rows, n_new, 1)
+        for row in range(n_rows):
+            for u in range(n_new):
+                ids = tuple(int(i) for i in state.keys[0, row, : start + u + 1, 0])
+                hidden[row, u] = len(self._contexts)
+                self._contexts.append((ids[len(START) :], cross.n_frames))
+        return DecoderOutput(hidden, torch.zeros(n_rows, 1, n_new, cross.n_frames))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        rows = torch.full((*hidden.shape[:-1], N_VOCAB), -30.0)
+        for index in range(rows.numel() // N_VOCAB):
+            text, n_frames = self._contexts[int(hidden.reshape(-1)[index])]
+            for token, probability in self.script(text, n_frames).items():
+                rows.view(-1, N_VOCAB)[index, token] = math.log(probability)
+        return rows
+
+
+def heard(n_frames: int) -> CrossCache:
+    """A cache of so many frames, without content."""
+    return CrossCache(torch.zeros(0), torch.zeros(0), n_frames)
+
+
+def search(script: Script, *, beam_size: int = 1, open_tokens: int = 2) -> Search:
+    """A search over a scripted decoder, at the start of a window."""
+    rules = default_rules(TOKENIZER, n_vocab=N_VOCAB)
+    made = Search(
+        ScriptedDecoder(script),  # type: ignore[arg-type]
+        rules,
+        VOCABULARY,
+        eot=EOT,
+        beam_size=beam_size,
+        open_tokens=open_tokens,
+    )
+    made.restart(START)
+    return made
+
+
+def says(text: str, *, frames_per_token: int = 10) -> Script:
+    """A script that says ``text``, one token per so many frames."""
+    ids = TOKENIZER.encode(text)
+
+    def script(so_far: tuple[int, ...], n_frames: int) -> dict[int, float]:
+        n = len(so_far)
+        due = n < len(ids) and so_far == tuple(ids[:n]) and n_frames >= frames_per_token * (n + 1)
+        return {ids[n]: 0.98, EOT: 0.02} if due else {EOT: 0.99, 220: 0.01}
+
+    return script
+
+
+def text(made: Search) -> tuple[str, str]:
+    """Committed and open text."""
+    return VOCABULARY.text(t.id for t in made.committed), VOCABULARY.text(t.id for t in made.draft)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_words_come_with_the_frames(beam_size: int) -> None:
+    """Text grows as frames arrive, the newest two tokens stay open, and only whole words are committed."""
+    made = search(says(" one two three un-real four"), beam_size=beam_size)
+    seen = []
+    for n_frames in (5, 10, 20, 30, 40, 50, 60, 70):
+        made.advance(heard(n_frames))
+        seen.append(text(made))
+    assert seen[:4] == [("", ""), ("", " one"), ("", " one two"), (" one", " two three")]
+    assert seen[-1][0] + seen[-1][1] == " one two three un-real four"
+    assert all(len(TOKENIZER.encode(draft)) >= 2 for _, draft in seen[2:])
+    assert all(not draft or draft.startswith(" ") for _, draft in seen)
+
+
+def test_open_tokens_are_replaced_and_committed_ones_are_not() -> None:
+    """Later frames may change the draft; what is committed stays whatever the decoder would rather say."""
+    late = 100
+
+    def script(so_far: tuple[int, ...], n_frames: int) -> dict[int, float]:
+        words = " red green blue sky" if n_frames < late else " black green brown sea"
+        ids = TOKENIZER.encode(words)
+        return {ids[len(so_far)] if len(so_far) < min(len(ids), n_frames // 10) else EOT: 0.9}
+
+    made = search(script)
+    made.advance(heard(40))
+    assert text(made) == (" red green", " blue sky")
+    made.advance(heard(late))
+    assert text(made) == (" red green", " brown sea")
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_nothing_open_commits_everything(beam_size: int) -> None:
+    """With no open tokens all that is said is committed at once."""
+    made = search(says(" one two three"), beam_size=beam_size, open_tokens=0)
+    new = made.advance(heard(30))
+    assert text(made) == (" one two three", "") and len(new) == 3
+
+
+def test_advance_returns_what_is_committed_now() -> None:
+    """The returned tokens add up to the committed ones."""
+    made = search(says(" one two three four five"))
+    new = [token for n in range(10, 60, 10) for token in made.advance(heard(n))]
+    assert new == made.committed and len(new) == 3
+    assert made.commit(len(made.draft)) == made.committed[-2:]
+
+
+def test_old_tokens_are_not_decoded_again() -> None:
+    """A chunk costs the open tail and what is new, not the text before."""
+    made = search(says(" word" * 3 + " and another thing that goes on for many more words than before here"))
+    costs = []
+    for n_frames in range(10, 180, 10):
+        before = made._decoder.n_stepped  # type: ignore[attr-defined]
+        made.advance(heard(n_frames))
+        costs.append(made._decoder.n_stepped - before)  # type: ignore[attr-defined]
+    assert max(costs[1:]) <= 5
+
+
+def test_beam_finds_what_greedy_misses() -> None:
+    """A likelier second word makes up for a slightly less likely first one."""
+    wet, wide, way = TOKENIZER.encode(" wet")[0], TOKENIZER.encode(" wide")[0], TOKENIZER.encode(" way")[0]
+
+    def script(so_far: tuple[int, ...], n_frames: int) -> dict[int, float]:
+        if not so_far:
+            return {wet: 0.55, wide: 0.45}
+        if so_far == (wide,):
+            return {way: 0.95, EOT: 0.05}
+        if so_far == (wet,):
+            return {EOT: 0.3, way: 0.3, wide: 0.3}
+        return {EOT: 0.99}
+
+    greedy, beam = search(script), search(script, beam_size=3)
+    greedy.advance(heard(50))
+    beam.advance(heard(50))
+    assert text(greedy)[1].startswith(" wet")
+    assert text(beam)[1] == " wide way"
+
+
+def test_beam_commits_what_all_hypotheses_share() -> None:
+    """A word that one of the hypotheses spells differently stays open."""
+    sure, a, b = TOKENIZER.encode(" sure")[0], TOKENIZER.encode(" there")[0], TOKENIZER.encode(" their")[0]
+    rest = TOKENIZER.encode(" is one more thing")
+
+    def script(so_far: tuple[int, ...], n_frames: int) -> dict[int, float]:
+        n = len(so_far)
+        if n == 0:
+            return {sure: 0.999}
+        if n == 1:
+            return {a: 0.5, b: 0.45}
+        return {rest[n - 2]: 0.999} if n - 2 < len(rest) else {EOT: 0.999}
+
+    made = search(script, beam_size=2)
+    made.advance(heard(100))
+    assert text(made) == (" sure", " there is one more thing")
+
+
+def test_beam_commits_a_draft_that_gets_too_long() -> None:
+    """Hypotheses that never agree do not hold the text back for ever."""
+    a, b = TOKENIZER.encode(" there")[0], TOKENIZER.encode(" their")[0]
+    rest = TOKENIZER.encode(" and so on and on it goes for ever while nobody agrees about the first word")
+
+    def script(so_far: tuple[int, ...], n_frames: int) -> dict[int, float]:
+        n = len(so_far)
+        if n == 0:
+            return {a: 0.5, b: 0.45}
+        cycle = rest + TOKENIZER.encode(" of this rather long sentence with its two beginnings, my friends")
+        return {cycle[n - 1]: 0.999} if n - 1 < len(cycle) else {EOT: 0.999}
+
+    made = search(script, beam_size=2)
+    made.advance(heard(400))
+    assert len(made.draft) <= MAX_DRAFT_TOKENS
+    assert text(made)[0].startswith(" there and so on")
+
+
+def test_runaway_text_is_cut() -> None:
+    """A decoder that never stops is stopped, chunk after chunk, and the search goes on."""
+    numbers = [TOKENIZER.encode(f" {n}")[0] for n in range(100, 400)]
+
+    def script(so_far: tuple[int, ...], n_frames: int) -> dict[int, float]:
+        return {numbers[len(so_far) % len(numbers)]: 0.9}
+
+    made = search(script)
+    for n_frames in (500, 1000, 1400):
+        made.advance(heard(n_frames))
+        assert len(made.draft) <= MAX_OPEN_TOKENS
+    while not made.is_full and made.advance(heard(1400)):
+        pass
+    assert len(made.committed) <= 400
+
+
+@torch.inference_mode()
+def test_random_weights_beam_of_one_is_greedy(tiny_model: Whisper) -> None:
+    """Beam search with one hypothesis makes greedy search's choices on a real decoder."""
+    decoder = Decoder(tiny_model.decoder, tiny_model.alignment_heads)
+    rules = default_rules(TOKENIZER, n_vocab=N_VOCAB)
+    greedy = Search(decoder, rules, VOCABULARY, eot=EOT)
+    greedy.restart(START)
+    beam = Search(decoder, rules, VOCABULARY, eot=EOT)
+    beam.restart(START)
+    beam._beam_cache = decoder.new_self_cache(n_rows=1)
+    frames = torch.randn(1, 400, tiny_model.dims.n_audio_state, generator=torch.Generator().manual_seed(3))
+    cross = decoder.new_cross_cache(max_frames=400)
+    for start in range(0, 400, 50):
+        decoder.append_frames(frames[:, start : start + 50], cross)
+        greedy.advance(cross)
+        sequence = [*START, *(t.id for t in beam.committed)]
+        best = beam._beam(sequence[beam._cache.n_tokens :], cross)[0]
+        beam._cache.truncate(len(sequence) - 1)
+        beam.draft = best.tokens
+        beam.commit(beam._n_certain([best]))
+        assert [t.id for t in beam.committed] == [t.id for t in greedy.committed]
+        assert [t.id for t in beam.draft] == [t.id for t in greedy.draft]
+    assert len(greedy.committed) > 10
+
+
+@torch.inference_mode()
+def test_random_weights_same_frames_same_text(tiny_model: Whisper) -> None:
+    """Without new frames nothing changes, and the draft equals decoding everything from scratch."""
+    decoder = Decoder(tiny_model.decoder, tiny_model.alignment_heads)
+    rules = default_rules(TOKENIZER, n_vocab=N_VOCAB)
+    made = Search(decoder, rules, VOCABULARY, eot=EOT, open_tokens=6)
+    made.restart(START)
+    frames = torch.randn(1, 60, tiny_model.dims.n_audio_state, generator=torch.Generator().manual_seed(4))
+    cross = decoder.project_frames(frames)
+    made.advance(cross)
+    draft = [token.id for token in made.draft]
+    for _ in range(3):
+        assert made.advance(cross) == []
+        assert [token.id for token in made.draft] == draft
+    scratch = Search(decoder, rules, VOCABULARY, eot=EOT, open_tokens=6)
+    scratch.restart(START)
+    scratch.advance(cross)
+    assert [t.id for t in scratch.committed + list(scratch.draft)] == [t.id for t in made.committed] + draft
+
+
+@torch.inference_mode()
+def test_attention_equals_one_pass(tiny_model: Whisper) -> None:
+    """Looking back gives the attention that a single pass over the whole text gives."""
+    decoder = Decoder(tiny_model.decoder, tiny_model.alignment_heads)
+    made = Search(decoder, default_rules(TOKENIZER, n_vocab=N_VOCAB), VOCABULARY, eot=EOT, open_tokens=0)
+    made.restart(START)
+    frames = torch.randn(1, 60, tiny_model.dims.n_audio_state, generator=torch.Generator().manual_seed(5))
+    cross = decoder.project_frames(frames)
+    made.advance(cross)
+    n = len(made.committed)
+    tokens = torch.tensor([[*START, *(token.id for token in made.committed)]])
+    whole = decoder.step(tokens, decoder.new_self_cache(), cross, with_attention=True).attention
+    assert whole is not None
+    torch.testing.assert_close(made.attention(n, cross), whole[0, :, -n - 1 :], atol=1e-5, rtol=1e-4)
+
+
+def apply(rule: object, tokens: Sequence[int], *, favourite: int, heard_s: float = 10.0) -> Tensor:
+    """Logits after a rule, where ``favourite`` was the likeliest and end-of-text came second."""
+    logits = torch.zeros(N_VOCAB)
+    logits[favourite], logits[EOT] = 5.0, 2.0
+    rule.apply(logits, Context(list(tokens), heard_s))  # type: ignore[attr-defined]
+    return logits
+
+
+def test_special_and_non_speech_tokens_are_suppressed() -> None:
+    """Music notes, brackets, timestamps and special tokens never win; end-of-text may."""
+    rule = SuppressTokens(TOKENIZER, n_vocab=N_VOCAB)
+    for token in (*TOKENIZER.non_speech_tokens[:5], TOKENIZER.timestamp_begin + 7, TOKENIZER.sot):
+        assert int(apply(rule, [], favourite=token).argmax()) == EOT
+
+
+def test_blank_is_suppressed_at_the_start_only() -> None:
+    """A text does not begin with a lone blank."""
+    (blank,) = TOKENIZER.encode(" ")
+    assert int(apply(SuppressBlank(TOKENIZER), [], favourite=blank).argmax()) == EOT
+    assert int(apply(SuppressBlank(TOKENIZER), [5], favourite=blank).argmax()) == blank
+
+
+def test_rate_is_capped() -> None:
+    """More tokens than can be spoken end the text."""
+    word = TOKENIZER.encode(" word")[0]
+    assert int(apply(RateCap(TOKENIZER), [word] * 5, favourite=word, heard_s=1.0).argmax()) == word
+    assert int(apply(RateCap(TOKENIZER), [word] * 40, favourite=word, heard_s=1.0).argmax()) == EOT
+
+
+@pytest.mark.parametrize(
+    ("said", "next_text", "is_banned"),
+    [
+        (" no", " no", False),
+        (" no no no", " no", False),
+        (" no no no no", " no", True),
+        (" we can do it, we can do", " it", False),
+        (" we can do it, we can do it, we can do it", ",", True),
+    ],
+)
+def test_loops_are_broken(said: str, next_text: str, is_banned: bool) -> None:
+    """A short phrase may come four times and a longer one twice; then something else must be said."""
+    tokens = TOKENIZER.encode(said)
+    (favourite,) = TOKENIZER.encode(next_text)
+    logits = apply(LoopGuard(), tokens, favourite=favourite)
+    assert (int(logits.argmax()) != favourite) == is_banned
