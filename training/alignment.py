@@ -1,7 +1,7 @@
 """Weak word times from Whisper itself: no forced-alignment tool is needed.
 
 The transcript is teacher-forced through offline Whisper; the alignment heads' cross-attention, followed by
-dynamic time warping, gives each word an end (as in whisper.timing). Utterances of one speaker share a
+dynamic time warping, gives each word an end. Utterances of one speaker share a
 30 s window, because Whisper's cost is that of the window. The same pass lets the teacher transcribe the
 window, so that a transcript without case or punctuation takes the teacher's spelling wherever both agree.
 
@@ -24,18 +24,17 @@ from torch import Tensor
 from tqdm import tqdm
 from whisper.audio import N_SAMPLES, log_mel_spectrogram, pad_or_trim
 from whisper.model import Whisper
-from whisper.timing import dtw, median_filter
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from asr.decoder import Decoder
 from asr.errors import AudioError
 from asr.events import SAMPLE_RATE
+from asr.words import BIAS_FRAMES, Vocabulary, token_starts
 from training.manifest import Utterance, WordTime, load_audio, read_manifest
 
 FRAME_S = 0.02  # one encoder frame
 GAP_S = 0.5  # silence between utterances that share a window
 MIN_SPEECH_DB = -25.0  # frames quieter than this, relative to the recording's loud frames, are pauses
-BIAS_FRAMES = 4  # cross-attention moves to a word this much after a forced alignment's boundary (median)
 
 
 @dataclass(frozen=True)
@@ -230,32 +229,19 @@ def _align_features(
         logits = decoder.logits(output.hidden[0, len(prefix) - 1 : -2])
     assert output.attention is not None
     probabilities = logits.softmax(-1).gather(1, tokens[0, len(prefix) : -1, None]).squeeze(1)
-    weights = output.attention[0, :, :, :n_frames]
-    deviation, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
     # Row i looks at what predicts text token i; the last one predicts end-of-text, where the last word ends.
-    matrix = median_filter((weights - mean) / deviation, 7).mean(dim=0)[len(prefix) - 1 : -1]
-    token_index, frame_index = dtw(-matrix)
-    starts = frame_index[np.flatnonzero(np.diff(token_index, prepend=-1))]
+    starts = token_starts(output.attention[0, :, len(prefix) - 1 : -1, :n_frames]) - BIAS_FRAMES
     bounds = np.cumsum([0, *map(len, word_tokens)])
     quiet = _quiet_frames(samples, n_frames)
+    vocabulary = Vocabulary(tokenizer)
     times = []
     for i, word in enumerate(words):
         first, last = int(bounds[i]), int(bounds[i + 1])
         confidence = float(probabilities[first:last].mean())
-        spoken = last - _n_trailing_marks(tokenizer, word_tokens[i])
-        start, end = _trim_pause(int(starts[first]) - BIAS_FRAMES, int(starts[spoken]) - BIAS_FRAMES, quiet)
+        spoken = first + vocabulary.n_spoken(word_tokens[i])
+        start, end = _trim_pause(int(starts[first]), int(starts[spoken]), quiet)
         times.append(WordTime(word, round(start * FRAME_S, 3), round(end * FRAME_S, 3), round(confidence, 4)))
     return times
-
-
-def _n_trailing_marks(tokenizer: Tokenizer, tokens: Sequence[int]) -> int:
-    """How many tokens at a word's end hold punctuation only; at least one token is spoken."""
-    n_marks = 0
-    while n_marks < len(tokens) - 1 and not any(
-        c.isalnum() for c in tokenizer.decode([tokens[-1 - n_marks]])
-    ):
-        n_marks += 1
-    return n_marks
 
 
 def _quiet_frames(samples: np.ndarray, n_frames: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from whisper.tokenizer import Tokenizer
 
 from asr.errors import AudioError
 from asr.events import SAMPLE_RATE
+from asr.words import Vocabulary
 from training.alignment import AlignedUtterance
 from training.config import DataConfig
 from training.manifest import Utterance, WordTime, load_audio
@@ -83,6 +84,7 @@ class StreamDataset:
         self._aligned = aligned
         self._noises = [sound for sound in map(_read, noises) if sound is not None]
         self._tokenizer = tokenizer
+        self._vocabulary = Vocabulary(tokenizer)
         self._margin_s = margin_s
         self._seed = seed
 
@@ -177,7 +179,7 @@ class StreamDataset:
         for word in words:
             ids = self._tokenizer.encode(" " + word.word)
             latest = max(latest, word.end_s / speed + self._margin_s)
-            spoken = len(ids) - sum(1 for _ in _trailing_marks(self._tokenizer, ids))
+            spoken = self._vocabulary.n_spoken(ids)
             times = [latest] * spoken + [latest + MARK_DELAY_S] * (len(ids) - spoken)
             tokens += ids
             due += times if word.confidence >= self._config.min_confidence else [np.nan] * len(ids)
@@ -239,13 +241,6 @@ def _recording(utterance: Utterance) -> tuple[object, ...]:
 
 def _length_s(item: Item) -> float:
     return sum(u.duration_s + MAX_GAP_S / 2 for u in item.utterances) or 9.0
-
-
-def _trailing_marks(tokenizer: Tokenizer, ids: Sequence[int]) -> Iterator[int]:
-    for token in reversed(ids[1:]):
-        if any(c.isalnum() for c in tokenizer.decode([token])):
-            return
-        yield token
 
 
 def _nondecreasing(due: np.ndarray) -> np.ndarray:
