@@ -134,7 +134,7 @@ def _register_evaluate(subparsers: argparse._SubParsersAction[Any]) -> None:
     add("--limit", type=positive_int, metavar="N", help="only the first N utterances")
     add("--alignments", type=Path, metavar="A.jsonl", help="reference word times, to measure latency against")
     add("--workers", type=positive_int, default=1, metavar="N", help="processes (default: 1)")
-    add("--output", type=Path, metavar="FILE.json", help="also write a JSON line per utterance there")
+    add("--output", type=Path, metavar="FILE.jsonl", help="also write a JSON line per utterance there")
     add("--no-offline", dest="offline", action="store_false", help="leave out offline Whisper's word errors")
     parser.set_defaults(run=_evaluate)
 
