@@ -87,6 +87,22 @@ def anchor_in_pause(silent_since: int, *, end: int, chunking: Chunking) -> Ancho
     return Anchor(end - n_frames * FRAME_SAMPLES, max(n_frames, chunking.first_size))
 
 
+def anchor_after_words(last_word: int, *, end: int, chunking: Chunking) -> Anchor:
+    """Anchor as late as it can be without missing what follows a word.
+
+    Args:
+        last_word: A sample in the word.
+        end: Sample that has been encoded; the first step reaches no further.
+        chunking: The stream's chunks.
+
+    Returns:
+        An anchor in or shortly before the word.
+    """
+    n_missed = max(0, -(-(end - last_word) // FRAME_SAMPLES) - chunking.first_size)
+    n_frames = chunking.first_size + -(-n_missed // chunking.size) * chunking.size
+    return Anchor(end - n_frames * FRAME_SAMPLES, n_frames)
+
+
 def _floor(n_frames: int, chunking: Chunking) -> int:
     """The largest length of whole chunks within ``n_frames``, at least the first chunk."""
     n_more = max(0, n_frames - chunking.first_size) // chunking.size

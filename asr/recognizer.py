@@ -27,8 +27,9 @@ from asr.encoder import CausalEncoder, Chunking
 from asr.errors import OptionError
 from asr.events import Event
 from asr.features import LogMel
+from asr.listener import Engine, StreamOptions
 from asr.samples import as_samples
-from asr.stream import Engine, Stream, StreamOptions, step_batch
+from asr.stream import Stream, step_batch
 from asr.vad import SileroVad
 
 DECODERS = ("whisper",)

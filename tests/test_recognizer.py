@@ -13,8 +13,9 @@ from asr.encoder import Chunking
 from asr.endpoint import EndpointRules
 from asr.errors import AudioError, OptionError
 from asr.events import SAMPLE_RATE, Event, Final, Partial, SpeechEnded, SpeechStarted
+from asr.listener import StreamOptions
 from asr.recognizer import Recognizer
-from asr.stream import Stream, StreamOptions
+from asr.stream import Stream
 from tests.tiny import TINY_DIMS
 
 needs_adapter = pytest.mark.skipif(shipped_adapter("tiny.en") is None, reason="no adapter ships for tiny.en")
@@ -218,7 +219,7 @@ def test_long_speech_is_cut_into_segments(tiny_recognizer: Recognizer, jfk: np.n
 
 def state_size(stream: Stream) -> int:
     """Elements of every tensor that a stream holds."""
-    window, search = stream._window, stream._search
+    window, search = stream._listener.window, stream._listener._search
     tensors = [window.cross.keys, window.cross.values, window._state.keys, window._state.values]
     tensors += [window._history._frames, window._mel_state.tail, search._cache.keys, search._cache.values]
     return sum(tensor.numel() for tensor in tensors)
@@ -237,7 +238,7 @@ def test_a_stream_has_no_end(tiny_recognizer: Recognizer, jfk: np.ndarray, chunk
         sizes.append(state_size(stream))
         positions.append(stream._window.position)
         anchors.add(stream._window.anchor)
-        assert len(stream._context) <= 128 and len(stream._search.committed) <= 448
+        assert len(stream._listener._context) <= 128 and len(stream._listener._search.committed) <= 448
     events += stream.finish()
     check_invariants(events, duration=45 * len(speech))
     assert len(anchors) >= 4
@@ -255,7 +256,7 @@ def test_window_restarts_in_a_pause(tiny_recognizer: Recognizer, jfk: np.ndarray
         stream.feed(samples[start : start + 1600])
         if stream._window.anchor != anchor:
             restarts.append(stream._window.origin)
-            assert stream._search.committed == []
+            assert stream._listener._search.committed == []
     assert restarts
     for origin in restarts:
         around = samples[origin : origin + 3200]
@@ -406,6 +407,6 @@ def test_language_is_detected(multilingual: Recognizer, jfk: np.ndarray, seconds
     check_invariants(events, duration=len(samples))
     assert not stream._must_detect
     assert stream.transcript.text
-    given = multilingual.stream(language=stream._tokenizer.language)
+    given = multilingual.stream(language=stream._listener.tokenizer.language)
     play(given, samples)
     assert given.transcript.text

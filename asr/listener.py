@@ -1,0 +1,207 @@
+"""What a stream has heard and understood: the encoder's window and the text that is read from it.
+
+Both are restarted together when the window moves on (re-anchoring), with the text before as prompt and the
+committed words that are heard again as forced beginning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from whisper.model import Whisper
+from whisper.tokenizer import get_tokenizer
+
+from asr.anchor import Anchor, anchor_after_words, anchor_in_pause, anchor_in_speech
+from asr.decoder import Decoder
+from asr.encoder import CausalEncoder, Chunking, EncoderState
+from asr.endpoint import EndpointRules
+from asr.events import SAMPLE_RATE
+from asr.features import LogMel
+from asr.rules import default_rules
+from asr.search import Search
+from asr.vad import SileroVad
+from asr.window import EncoderJob, Window
+from asr.words import Token, Vocabulary, align_tokens, token_start
+
+LAST_POSITION_SHARE = 28 / 30  # of the encoder's positions; then the window restarts
+LONG_WINDOW = 15 * SAMPLE_RATE  # a window longer than this restarts in the next pause
+KEPT_MARGIN = SAMPLE_RATE // 10  # a word that starts this little before an anchor is still heard
+MAX_CARRIED_TOKENS = 64  # committed text that a new window gets as prompt
+MAX_PROMPT_TOKENS = 64  # of the caller's prompt
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What all streams share: weights and stateless parts."""
+
+    base_model: Whisper
+    encoder: CausalEncoder
+    decoder: Decoder
+    log_mel: LogMel
+    vad: SileroVad
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.decoder.weights.positional_embedding.device
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How one stream recognises; :meth:`asr.recognizer.Recognizer.stream` checks the values."""
+
+    chunking: Chunking
+    beam_size: int = 1
+    open_tokens: int = 2
+    language: str | None = None
+    prompt: str | None = None
+    second_pass: bool = False
+    rules: EndpointRules = field(default_factory=EndpointRules)
+    carry_prompt: bool = True  # a new window gets the text before it as prompt
+
+
+class Listener:
+    """Encoder window and text search of one stream.
+
+    Attributes:
+        window: The encoder's window.
+        tokenizer: In the language that is spoken.
+        vocabulary: The tokenizer's texts and words.
+    """
+
+    def __init__(self, engine: Engine, options: StreamOptions) -> None:
+        """Start with nothing heard, in the options' language or English."""
+        self._engine = engine
+        self._options = options
+        self._context: list[int] = []  # newest committed tokens, of this window and before
+        self.window = Window(engine.encoder, engine.decoder, engine.log_mel, options.chunking)
+        self.set_language(options.language or "en")
+
+    @property
+    def draft(self) -> tuple[Token, ...]:
+        """Open tokens."""
+        return self._search.draft
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the window has no room for the next chunk or its text."""
+        last = int(self.window.n_ctx * LAST_POSITION_SHARE)
+        return self.window.position + self.window.n_next > last or self._search.is_full
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the window should restart when there is an opportunity."""
+        return self.window.end - self.window.origin > LONG_WINDOW
+
+    @property
+    def last_peak(self) -> int:
+        """Sample where the newest word was heard; the window's start if there is none."""
+        tokens = [*self._search.committed[-1:], *self._search.draft[-1:]]
+        return max([self.window.origin, *(token.peak for token in tokens)])
+
+    def set_language(self, language: str) -> None:
+        """Take the tokenizer of a language and read the window afresh."""
+        model, decoder, options = self._engine.base_model, self._engine.decoder, self._options
+        self.tokenizer = get_tokenizer(
+            model.is_multilingual, num_languages=model.num_languages, language=language, task="transcribe"
+        )
+        self.vocabulary = Vocabulary(self.tokenizer)
+        n_vocab = decoder.weights.token_embedding.num_embeddings
+        self._search = Search(
+            decoder,
+            default_rules(self.tokenizer, n_vocab=n_vocab, device=self._engine.device),
+            self.vocabulary,
+            eot=self.tokenizer.eot,
+            beam_size=options.beam_size,
+            open_tokens=options.open_tokens,
+        )
+        self._search.restart(self._prefix(0), origin=self.window.origin)
+
+    def hear(self, samples: Tensor) -> None:
+        """Add samples ``[1, S]``."""
+        self.window.hear(samples.to(self._engine.device))
+
+    def next_job(self) -> EncoderJob:
+        """The next encoder step, which is due."""
+        return self.window.next_job()
+
+    def accept(self, frames: Tensor, state: EncoderState) -> None:
+        """Take the step's result."""
+        self.window.accept(frames, state)
+
+    def decode(self) -> list[Token]:
+        """Read what is new; return the tokens that are committed now."""
+        return self._committed(self._search.advance(self.window.cross))
+
+    def commit_draft(self) -> list[Token]:
+        """Commit what is open, and return it."""
+        return self._committed(self._search.commit(len(self._search.draft)))
+
+    def align(self, tokens: Sequence[Token], *, start: int) -> list[Token]:
+        """Find the times of the window's last committed tokens.
+
+        Args:
+            tokens: Those tokens, all said in this window.
+            start: Sample before which none of them was said.
+
+        Returns:
+            The same tokens with spans.
+        """
+        weights = self._search.attention(len(tokens), self.window.cross)
+        aligned = align_tokens(tokens, weights, start=start, origin=self.window.origin)
+        self._search.set_times(aligned)
+        return aligned
+
+    def restart_in_speech(self) -> None:
+        """Move on to a few seconds ago; what is open will be read again."""
+        starts = self._word_starts()
+        draft = self._search.draft
+        anchor = anchor_in_speech(
+            list(starts.values()),
+            open_start=token_start(draft[0]) if draft else None,
+            end=self.window.next_end,
+            chunking=self._options.chunking,
+        )
+        self._restart(anchor, starts)
+
+    def restart_after_words(self) -> None:
+        """Read what follows the newest word once more, in a fresh window."""
+        anchor = anchor_after_words(self.last_peak, end=self.window.end, chunking=self._options.chunking)
+        self._restart(anchor, self._word_starts())
+
+    def restart_in_pause(self, silent_since: int) -> None:
+        """Move on into the silence that began at a sample."""
+        chunking = self._options.chunking
+        self._restart(anchor_in_pause(silent_since, end=self.window.next_end, chunking=chunking), {})
+
+    def _committed(self, tokens: list[Token]) -> list[Token]:
+        self._context = [*self._context, *(token.id for token in tokens)][-2 * MAX_CARRIED_TOKENS :]
+        return tokens
+
+    def _word_starts(self) -> dict[int, int]:
+        """First token of each committed word of the window -> where the word starts."""
+        committed = self._search.committed
+        firsts = self.vocabulary.word_starts([token.id for token in committed])
+        return {first: token_start(committed[first]) for first in firsts}
+
+    def _restart(self, anchor: Anchor, word_starts: dict[int, int]) -> None:
+        heard_again = [i for i, start in word_starts.items() if start >= anchor.start - KEPT_MARGIN]
+        kept = self._search.committed[heard_again[0] :] if heard_again else []
+        self.window.restart(anchor.start // LogMel.block_size, n_frames=anchor.n_frames)
+        self._search.restart(self._prefix(len(kept)), kept, origin=anchor.start)
+
+    def _prefix(self, n_kept: int) -> list[int]:
+        """Prompt and start tokens of a window whose first ``n_kept`` tokens are committed already."""
+        prompt: list[int] = []
+        if self._options.prompt and self._options.prompt.strip():
+            prompt += self.tokenizer.encode(" " + self._options.prompt.strip())[-MAX_PROMPT_TOKENS:]
+        if self._options.carry_prompt:
+            before = self._context[: len(self._context) - n_kept]
+            n_extra = max(0, len(before) - MAX_CARRIED_TOKENS)
+            whole = [i for i in self.vocabulary.word_starts(before) if i >= n_extra]
+            prompt += before[whole[0] :] if whole else []
+        start = list(self.tokenizer.sot_sequence_including_notimestamps)
+        return [self.tokenizer.sot_prev, *prompt, *start] if prompt else start

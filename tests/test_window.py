@@ -1,0 +1,72 @@
+"""Minutes of audio across many anchors: every window is exactly one pass over its own stretch."""
+
+import numpy as np
+import pytest
+import torch
+
+from asr.decoder import Decoder
+from asr.encoder import FRAME_SAMPLES, CausalEncoder, Chunking
+from asr.features import LogMel, RunningNorm
+from asr.window import HISTORY_FRAMES, Window, run_jobs
+from tests.tiny import tiny_whisper
+
+N_SAMPLES = 3 * 60 * 16_000
+
+
+@pytest.fixture(scope="module")
+def signal() -> torch.Tensor:
+    """Three minutes of noise whose level changes, so that the running maximum matters."""
+    rng = np.random.default_rng(0)
+    level = np.interp(np.arange(N_SAMPLES), np.arange(0, N_SAMPLES, 16_000), rng.uniform(0, 0.4, 180))
+    return torch.from_numpy((rng.standard_normal(N_SAMPLES) * level).astype(np.float32))[None]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chunk_ms", [40, 300, 1000])
+def test_every_window_is_one_pass(signal: torch.Tensor, chunk_ms: int) -> None:
+    """Over random blocks and random anchors, streamed frames equal the masked forward from the anchor."""
+    model = tiny_whisper()
+    encoder, mel = CausalEncoder(model.encoder), LogMel(80)
+    chunking = Chunking.from_ms(chunk_ms)
+    window = Window(encoder, Decoder(model.decoder, model.alignment_heads), mel, chunking)
+    rng = np.random.default_rng(chunk_ms)
+    windows: list[tuple[int, list[torch.Tensor]]] = [(0, [])]
+    heard, limit = 0, 1400
+    while heard < N_SAMPLES:
+        block = int(rng.integers(0, 8000))
+        block = min(block, window.due - heard, N_SAMPLES - heard)
+        window.hear(signal[:, heard : heard + block])
+        heard += block
+        if heard < window.due:
+            continue
+        if window.position + window.n_next > limit:
+            n_back = chunking.first_size + int(rng.integers(0, 250 // chunking.size)) * chunking.size
+            anchor = window.next_end // mel.block_size - 2 * n_back
+            window.restart(anchor, n_frames=n_back)
+            windows.append((anchor, []))
+            limit = int(rng.integers(500, 1450))
+        frames, state = run_jobs(encoder, [window.next_job()])[0]
+        windows[-1][1].append(frames)
+        window.accept(frames, state)
+    assert len(windows) >= 6
+    raw = mel.forward(signal)
+    for anchor, parts in windows:
+        streamed = torch.cat(parts, dim=1)
+        stretch = raw[..., anchor : anchor + 2 * streamed.shape[1] + 1]
+        whole = encoder.forward(RunningNorm().forward(stretch)[0], chunking)
+        torch.testing.assert_close(streamed, whole, atol=1e-4, rtol=0)
+    assert window.end == anchor * mel.block_size + streamed.shape[1] * FRAME_SAMPLES
+
+
+def test_history_is_bounded_and_addressed_absolutely(signal: torch.Tensor) -> None:
+    """The newest frames can be read by their index in the stream, older ones are refused."""
+    from asr.window import MelHistory
+
+    frames = torch.arange(5000.0).expand(1, 80, -1)
+    history = MelHistory(80, device="cpu")
+    for start in range(0, 5000, 37):
+        history.append(frames[..., start : start + 37])
+        newest = max(0, history.n_frames - HISTORY_FRAMES)
+        assert torch.equal(history.read(newest, history.n_frames), frames[..., newest : history.n_frames])
+    with pytest.raises(AssertionError, match="gone"):
+        history.read(10, 20)
