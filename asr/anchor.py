@@ -17,6 +17,7 @@ WANTED_BACK = 4 * SAMPLE_RATE  # ... and would like to keep
 MAX_BACK = 6 * SAMPLE_RATE
 NO_WORDS_BACK = 2 * SAMPLE_RATE  # where no word was said lately (music, noise)
 WORD_MARGIN = SAMPLE_RATE // 10  # audio before the first word of a window
+WORD_END = SAMPLE_RATE // 5  # from the sample where a word was heard to its end
 PAUSE_BACK = SAMPLE_RATE  # silence kept by an anchor in a pause, if there is that much
 
 
@@ -88,7 +89,7 @@ def anchor_in_pause(silent_since: int, *, end: int, chunking: Chunking) -> Ancho
 
 
 def anchor_after_words(last_word: int, *, end: int, chunking: Chunking) -> Anchor:
-    """Anchor as late as it can be without missing what follows a word.
+    """Anchor as near as the grid allows to the end of the last word.
 
     Args:
         last_word: A sample in the word.
@@ -96,10 +97,10 @@ def anchor_after_words(last_word: int, *, end: int, chunking: Chunking) -> Ancho
         chunking: The stream's chunks.
 
     Returns:
-        An anchor in or shortly before the word.
+        The anchor.
     """
-    n_missed = max(0, -(-(end - last_word) // FRAME_SAMPLES) - chunking.first_size)
-    n_frames = chunking.first_size + -(-n_missed // chunking.size) * chunking.size
+    wanted = (end - last_word - WORD_END) // FRAME_SAMPLES
+    n_frames = _floor(wanted + chunking.size // 2, chunking)
     return Anchor(end - n_frames * FRAME_SAMPLES, n_frames)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -78,39 +79,37 @@ class SpeechTracker:
         self.ended = 0
         self.speaking = False
 
-    def hear(self, samples: Tensor) -> list[SpeechChange]:
+    def hear(self, samples: Tensor) -> Iterator[SpeechChange]:
         """Judge the next samples.
 
         Args:
             samples: ``[1, S]`` float32 on the CPU.
 
-        Returns:
-            What happened, in order; an end is noticed when its silence has lasted long enough.
+        Yields:
+            What happened, in order; the attributes are those of that moment. An end is noticed when its
+            silence has lasted long enough.
         """
         signal = torch.cat([self._tail, samples], dim=-1)
         n_steps = signal.shape[-1] // STEP_SAMPLES
         self._tail = signal[:, n_steps * STEP_SAMPLES :]
-        changes: list[SpeechChange] = []
         for step in range(n_steps):
             block = signal[:, step * STEP_SAMPLES : (step + 1) * STEP_SAMPLES]
             probabilities, self._state = self._vad.step(block, self._state)
             for probability in probabilities[0].tolist():
-                changes += self._judge(probability)
-        return changes
+                yield from self._judge(probability)
 
     def silent_for(self, n_samples: int) -> bool:
         """Whether no speech was heard in the last ``n_samples`` samples."""
         return self.n_samples - self.ended >= n_samples
 
-    def _judge(self, probability: float) -> list[SpeechChange]:
+    def _judge(self, probability: float) -> Iterator[SpeechChange]:
         start, self.n_samples = self.n_samples, self.n_samples + WINDOW_SAMPLES
         self._in_speech = probability >= (OFFSET if self._in_speech else ONSET)
         if self._in_speech:
             self.ended = self.n_samples
             if not self.speaking:
                 self.speaking, self.started = True, start
-                return [SpeechChange(True, start, self.n_samples)]
+                yield SpeechChange(True, start, self.n_samples)
         elif self.speaking and self.silent_for(self._rules.silence):
             self.speaking = False
-            return [SpeechChange(False, self.ended, self.n_samples)]
-        return []
+            yield SpeechChange(False, self.ended, self.n_samples)

@@ -29,6 +29,7 @@ from asr.words import Token, Vocabulary, align_tokens, token_start
 LAST_POSITION_SHARE = 28 / 30  # of the encoder's positions; then the window restarts
 LONG_WINDOW = 15 * SAMPLE_RATE  # a window longer than this restarts in the next pause
 KEPT_MARGIN = SAMPLE_RATE // 10  # a word that starts this little before an anchor is still heard
+NEWEST_TOKENS = 4  # looked at to find the newest word: attention to punctuation points anywhere
 MAX_CARRIED_TOKENS = 64  # committed text that a new window gets as prompt
 MAX_PROMPT_TOKENS = 64  # of the caller's prompt
 
@@ -98,8 +99,8 @@ class Listener:
 
     @property
     def last_peak(self) -> int:
-        """Sample where the newest word was heard; the window's start if there is none."""
-        tokens = [*self._search.committed[-1:], *self._search.draft[-1:]]
+        """Sample where the newest words were heard; the window's start if there are none."""
+        tokens = [*self._search.committed[-NEWEST_TOKENS:], *self._search.draft]
         return max([self.window.origin, *(token.peak for token in tokens)])
 
     def set_language(self, language: str) -> None:
@@ -132,9 +133,13 @@ class Listener:
         """Take the step's result."""
         self.window.accept(frames, state)
 
-    def decode(self) -> list[Token]:
-        """Read what is new; return the tokens that are committed now."""
-        return self._committed(self._search.advance(self.window.cross))
+    def decode(self, *, n_in_segment: int) -> list[Token]:
+        """Read what is new; return the tokens that are committed now.
+
+        Args:
+            n_in_segment: Tokens that the running segment has already.
+        """
+        return self._committed(self._search.advance(self.window.cross, n_in_segment=n_in_segment))
 
     def commit_draft(self) -> list[Token]:
         """Commit what is open, and return it."""
@@ -170,7 +175,7 @@ class Listener:
     def restart_after_words(self) -> None:
         """Read what follows the newest word once more, in a fresh window."""
         anchor = anchor_after_words(self.last_peak, end=self.window.end, chunking=self._options.chunking)
-        self._restart(anchor, self._word_starts())
+        self._restart(anchor, {})
 
     def restart_in_pause(self, silent_since: int) -> None:
         """Move on into the silence that began at a sample."""

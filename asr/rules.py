@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from whisper.tokenizer import Tokenizer
 
+from asr.words import Vocabulary
+
 MAX_TOKENS_PER_S = 12.0  # twice the fastest speech
 EXTRA_TOKENS = 6  # allowed before the first second is over
 _SHORT_TOKENS, _SHORT_TIMES = 2, 5  # a phrase of up to 2 tokens is a loop when it comes for the 5th time ...
@@ -27,10 +29,12 @@ class Context:
     Attributes:
         tokens: Text tokens of the window so far, without prompt and special tokens.
         heard_s: Seconds of audio in the window.
+        n_in_segment: How many of the last tokens belong to the running segment.
     """
 
     tokens: Sequence[int]
     heard_s: float
+    n_in_segment: int
 
 
 class Rule(Protocol):
@@ -54,17 +58,26 @@ class SuppressTokens:
         logits.masked_fill_(self._banned, -torch.inf)
 
 
-class SuppressBlank:
-    """Forbids a blank as the first token."""
+class StartWithAWord:
+    """Lets a segment begin with a word: no blank, no mark, no ending of the word before."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """Look up the blank."""
-        self._blank = tokenizer.encode(" ")
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        vocabulary: Vocabulary,
+        *,
+        n_vocab: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Build the mask once."""
+        banned = [not vocabulary.begins_word(token) for token in range(tokenizer.eot)]
+        self._banned = torch.zeros(n_vocab, dtype=torch.bool, device=device)
+        self._banned[: len(banned)] = torch.tensor(banned, device=device)
 
     def apply(self, logits: Tensor, context: Context) -> None:
-        """Forbid it at the start."""
-        if not context.tokens:
-            logits[self._blank] = -torch.inf
+        """Forbid the others at a segment's start."""
+        if context.n_in_segment == 0:
+            logits.masked_fill_(self._banned, -torch.inf)
 
 
 class RateCap:
@@ -97,7 +110,7 @@ def default_rules(tokenizer: Tokenizer, *, n_vocab: int, device: torch.device | 
     """The rules of speech recognition, in order."""
     return [
         SuppressTokens(tokenizer, n_vocab=n_vocab, device=device),
-        SuppressBlank(tokenizer),
+        StartWithAWord(tokenizer, Vocabulary(tokenizer), n_vocab=n_vocab, device=device),
         RateCap(tokenizer),
         LoopGuard(),
     ]

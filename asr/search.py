@@ -90,6 +90,7 @@ class Search:
         self._device = decoder.weights.positional_embedding.device
         self._prefix: list[int] = []
         self._origin = 0
+        self._n_in_segment = 0
         self.committed: list[Token] = []
         self.draft: tuple[Token, ...] = ()
 
@@ -113,15 +114,17 @@ class Search:
         self.committed = list(committed)
         self.draft = ()
 
-    def advance(self, cross: CrossCache) -> list[Token]:
+    def advance(self, cross: CrossCache, *, n_in_segment: int) -> list[Token]:
         """Decode with the frames heard so far.
 
         Args:
             cross: The window's projected frames.
+            n_in_segment: Committed tokens of the running segment.
 
         Returns:
             The tokens that are committed now.
         """
+        self._n_in_segment = n_in_segment
         sequence = [*self._prefix, *(token.id for token in self.committed)]
         self._cache.truncate(min(self._cache.n_tokens, len(sequence) - 1))
         pending = sequence[self._cache.n_tokens :]
@@ -192,7 +195,8 @@ class Search:
             ended = sorted(ended, key=lambda h: h.logprob, reverse=True)[: self._beam_size]
             # Probability only falls: what is already below B ended hypotheses need not go on.
             least = ended[-1].logprob if len(ended) == self._beam_size else -math.inf
-            going = [(h, s) for h, s in zip(chosen, sources, strict=True) if not h.ended and h.logprob > least]
+            pairs = zip(chosen, sources, strict=True)
+            going = [(h, source) for h, source in pairs if not h.ended and h.logprob > least]
             if not going:
                 return sorted(ended, key=lambda h: h.mean_logprob, reverse=True)
             running = [h for h, _ in going]
@@ -236,7 +240,11 @@ class Search:
         if len(hypothesis.tokens) >= MAX_OPEN_TOKENS:
             only(logits, self._eot)
         tokens = [token.id for token in self.committed] + hypothesis.ids
-        context = Context(tokens, heard_s=cross.n_frames * FRAME_MS / 1000)
+        context = Context(
+            tokens,
+            heard_s=cross.n_frames * FRAME_MS / 1000,
+            n_in_segment=self._n_in_segment + len(hypothesis.tokens),
+        )
         for rule in self._rules:
             rule.apply(logits, context)
         return logits.log_softmax(dim=-1)
@@ -269,7 +277,7 @@ class Search:
         self._beam_cache.n_tokens = self._cache.n_tokens
 
     def _n_certain(self, hypotheses: Sequence[_Hypothesis]) -> int:
-        """How many of the best hypothesis' tokens can be committed: whole words that the likely ones share."""
+        """How many of the best one's tokens can be committed: whole words that all likely ones share."""
         best = hypotheses[0].ids
         rivals = [h.ids for h in hypotheses[1:] if h.logprob > hypotheses[0].logprob - RIVAL_LOGPROB]
         bounds = {*self._vocabulary.word_starts(best), len(best)}

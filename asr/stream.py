@@ -178,7 +178,7 @@ class Stream:
             self._listener.set_language(offline.detect_language(self._engine.base_model, samples))
             self._must_detect = False
         self._decoded = self._window.end
-        self._segment.tokens += self._listener.decode()
+        self._segment.tokens += self._listener.decode(n_in_segment=len(self._segment.tokens))
         events += self._segment.show(self._listener.draft, self._listener.vocabulary, now=self._now)
 
     def _restart_if_stalled(self, n_samples: int) -> bool:
@@ -231,7 +231,7 @@ class Stream:
             self._finals.append(final)
             events.append(final)
             self._segment = Segment(segment.index + 1, start=end)
-        self._segment.begun = None
+        self._segment.begun = self._speech.started if self._speech.speaking else None
 
     def _second_pass(self, end: int) -> list[Token] | None:
         segment = self._segment

@@ -66,6 +66,13 @@ class Vocabulary:
             return [i for i, token in enumerate(tokens) if i == 0 or self._bytes(token).startswith(b" ")]
         return self._unit_starts(tokens)
 
+    def begins_word(self, token: int) -> bool:
+        """Whether a text may begin with this token: not a blank, not a mark, not a word's ending."""
+        bare = self._bytes(token)
+        if self._spaced and not bare.startswith(b" "):
+            return False
+        return bool(bare.strip()) and not self._is_mark(token)
+
     def n_spoken(self, tokens: Sequence[int]) -> int:
         """How many of a word's tokens are left without its trailing punctuation; at least one."""
         n_tokens = len(tokens)

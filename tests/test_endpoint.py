@@ -59,7 +59,7 @@ def test_speech_starts_and_ends() -> None:
     """Times are those of the speech; an end is told once the silence has lasted."""
     tracker = SpeechTracker(ScriptedVad(), EndpointRules(silence_ms=500))
     signal = windows((3, 0.0), (5, 0.1), (20, 0.0))
-    changes = tracker.hear(signal)
+    changes = list(tracker.hear(signal))
     assert [(change.is_start, change.time) for change in changes] == [
         (True, 3 * STEP_SAMPLES),
         (False, 8 * STEP_SAMPLES),
@@ -71,7 +71,7 @@ def test_speech_starts_and_ends() -> None:
 def test_short_silence_does_not_end_speech() -> None:
     """A pause shorter than the rules want belongs to the speech."""
     tracker = SpeechTracker(ScriptedVad(), EndpointRules(silence_ms=500))
-    changes = tracker.hear(windows((1, 0.1), (4, 0.0), (1, 0.1), (4, 0.0)))
+    changes = list(tracker.hear(windows((1, 0.1), (4, 0.0), (1, 0.1), (4, 0.0))))
     assert [(change.is_start, change.time) for change in changes] == [(True, 0)]
     assert tracker.speaking and tracker.ended == 6 * STEP_SAMPLES
 
@@ -80,7 +80,7 @@ def test_short_silence_does_not_end_speech() -> None:
 def test_blocks_do_not_matter(size: int) -> None:
     """The same changes come out for blocks of any size."""
     signal = windows((2, 0.0), (4, 0.1), (12, 0.0), (2, 0.1))
-    whole = SpeechTracker(ScriptedVad(), EndpointRules()).hear(signal)
+    whole = list(SpeechTracker(ScriptedVad(), EndpointRules()).hear(signal))
     tracker = SpeechTracker(ScriptedVad(), EndpointRules())
     assert [change for block in signal.split(size, -1) for change in tracker.hear(block)] == whole
 

@@ -1,4 +1,4 @@
-"""The search is tested with a scripted decoder: what it hears decides what it says, and no weights are needed."""
+"""The search is tested with a scripted decoder: what it hears decides what it says, without weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from whisper.model import Whisper
 from whisper.tokenizer import get_tokenizer
 
 from asr.decoder import CrossCache, Decoder, DecoderOutput, SelfCache
-from asr.rules import Context, LoopGuard, RateCap, SuppressBlank, SuppressTokens, default_rules
+from asr.rules import Context, LoopGuard, RateCap, StartWithAWord, SuppressTokens, default_rules
 from asr.search import MAX_DRAFT_TOKENS, MAX_OPEN_TOKENS, Search
 from asr.words import Vocabulary
 
@@ -107,7 +107,7 @@ def test_words_come_with_the_frames(beam_size: int) -> None:
     made = search(says(" one two three un-real four"), beam_size=beam_size)
     seen = []
     for n_frames in (5, 10, 20, 30, 40, 50, 60, 70):
-        made.advance(heard(n_frames))
+        made.advance(heard(n_frames), n_in_segment=len(made.committed))
         seen.append(text(made))
     assert seen[:4] == [("", ""), ("", " one"), ("", " one two"), (" one", " two three")]
     assert seen[-1][0] + seen[-1][1] == " one two three un-real four"
@@ -125,9 +125,9 @@ def test_open_tokens_are_replaced_and_committed_ones_are_not() -> None:
         return {ids[len(so_far)] if len(so_far) < min(len(ids), n_frames // 10) else EOT: 0.9}
 
     made = search(script)
-    made.advance(heard(40))
+    made.advance(heard(40), n_in_segment=len(made.committed))
     assert text(made) == (" red green", " blue sky")
-    made.advance(heard(late))
+    made.advance(heard(late), n_in_segment=len(made.committed))
     assert text(made) == (" red green", " brown sea")
 
 
@@ -135,14 +135,16 @@ def test_open_tokens_are_replaced_and_committed_ones_are_not() -> None:
 def test_nothing_open_commits_everything(beam_size: int) -> None:
     """With no open tokens all that is said is committed at once."""
     made = search(says(" one two three"), beam_size=beam_size, open_tokens=0)
-    new = made.advance(heard(30))
+    new = made.advance(heard(30), n_in_segment=len(made.committed))
     assert text(made) == (" one two three", "") and len(new) == 3
 
 
 def test_advance_returns_what_is_committed_now() -> None:
     """The returned tokens add up to the committed ones."""
     made = search(says(" one two three four five"))
-    new = [token for n in range(10, 60, 10) for token in made.advance(heard(n))]
+    new = [
+        token for n in range(10, 60, 10) for token in made.advance(heard(n), n_in_segment=len(made.committed))
+    ]
     assert new == made.committed and len(new) == 3
     assert made.commit(len(made.draft)) == made.committed[-2:]
 
@@ -153,7 +155,7 @@ def test_old_tokens_are_not_decoded_again() -> None:
     costs = []
     for n_frames in range(10, 180, 10):
         before = made._decoder.n_stepped  # type: ignore[attr-defined]
-        made.advance(heard(n_frames))
+        made.advance(heard(n_frames), n_in_segment=len(made.committed))
         costs.append(made._decoder.n_stepped - before)  # type: ignore[attr-defined]
     assert max(costs[1:]) <= 5
 
@@ -172,8 +174,8 @@ def test_beam_finds_what_greedy_misses() -> None:
         return {EOT: 0.99}
 
     greedy, beam = search(script), search(script, beam_size=3)
-    greedy.advance(heard(50))
-    beam.advance(heard(50))
+    greedy.advance(heard(50), n_in_segment=len(greedy.committed))
+    beam.advance(heard(50), n_in_segment=len(beam.committed))
     assert text(greedy)[1].startswith(" wet")
     assert text(beam)[1] == " wide way"
 
@@ -192,7 +194,7 @@ def test_beam_commits_what_all_hypotheses_share() -> None:
         return {rest[n - 2]: 0.999} if n - 2 < len(rest) else {EOT: 0.999}
 
     made = search(script, beam_size=2)
-    made.advance(heard(100))
+    made.advance(heard(100), n_in_segment=len(made.committed))
     assert text(made) == (" sure", " there is one more thing")
 
 
@@ -209,7 +211,7 @@ def test_beam_commits_a_draft_that_gets_too_long() -> None:
         return {cycle[n - 1]: 0.999} if n - 1 < len(cycle) else {EOT: 0.999}
 
     made = search(script, beam_size=2)
-    made.advance(heard(400))
+    made.advance(heard(400), n_in_segment=len(made.committed))
     assert len(made.draft) <= MAX_DRAFT_TOKENS
     assert text(made)[0].startswith(" there and so on")
 
@@ -223,9 +225,9 @@ def test_runaway_text_is_cut() -> None:
 
     made = search(script)
     for n_frames in (500, 1000, 1400):
-        made.advance(heard(n_frames))
+        made.advance(heard(n_frames), n_in_segment=len(made.committed))
         assert len(made.draft) <= MAX_OPEN_TOKENS
-    while not made.is_full and made.advance(heard(1400)):
+    while not made.is_full and made.advance(heard(1400), n_in_segment=len(made.committed)):
         pass
     assert len(made.committed) <= 400
 
@@ -244,8 +246,9 @@ def test_random_weights_beam_of_one_is_greedy(tiny_model: Whisper) -> None:
     cross = decoder.new_cross_cache(max_frames=400)
     for start in range(0, 400, 50):
         decoder.append_frames(frames[:, start : start + 50], cross)
-        greedy.advance(cross)
+        greedy.advance(cross, n_in_segment=len(greedy.committed))
         sequence = [*START, *(t.id for t in beam.committed)]
+        beam._n_in_segment = len(beam.committed)
         best = beam._beam(sequence[beam._cache.n_tokens :], cross)[0]
         beam._cache.truncate(len(sequence) - 1)
         beam.draft = best.tokens
@@ -264,14 +267,14 @@ def test_random_weights_same_frames_same_text(tiny_model: Whisper) -> None:
     made.restart(START)
     frames = torch.randn(1, 60, tiny_model.dims.n_audio_state, generator=torch.Generator().manual_seed(4))
     cross = decoder.project_frames(frames)
-    made.advance(cross)
+    made.advance(cross, n_in_segment=len(made.committed))
     draft = [token.id for token in made.draft]
     for _ in range(3):
-        assert made.advance(cross) == []
+        assert made.advance(cross, n_in_segment=len(made.committed)) == []
         assert [token.id for token in made.draft] == draft
     scratch = Search(decoder, rules, VOCABULARY, eot=EOT, open_tokens=6)
     scratch.restart(START)
-    scratch.advance(cross)
+    scratch.advance(cross, n_in_segment=len(scratch.committed))
     assert [t.id for t in scratch.committed + list(scratch.draft)] == [t.id for t in made.committed] + draft
 
 
@@ -283,7 +286,7 @@ def test_attention_equals_one_pass(tiny_model: Whisper) -> None:
     made.restart(START)
     frames = torch.randn(1, 60, tiny_model.dims.n_audio_state, generator=torch.Generator().manual_seed(5))
     cross = decoder.project_frames(frames)
-    made.advance(cross)
+    made.advance(cross, n_in_segment=len(made.committed))
     n = len(made.committed)
     tokens = torch.tensor([[*START, *(token.id for token in made.committed)]])
     whole = decoder.step(tokens, decoder.new_self_cache(), cross, with_attention=True).attention
@@ -295,7 +298,7 @@ def apply(rule: object, tokens: Sequence[int], *, favourite: int, heard_s: float
     """Logits after a rule, where ``favourite`` was the likeliest and end-of-text came second."""
     logits = torch.zeros(N_VOCAB)
     logits[favourite], logits[EOT] = 5.0, 2.0
-    rule.apply(logits, Context(list(tokens), heard_s))  # type: ignore[attr-defined]
+    rule.apply(logits, Context(list(tokens), heard_s, len(tokens)))  # type: ignore[attr-defined]
     return logits
 
 
@@ -306,11 +309,15 @@ def test_special_and_non_speech_tokens_are_suppressed() -> None:
         assert int(apply(rule, [], favourite=token).argmax()) == EOT
 
 
-def test_blank_is_suppressed_at_the_start_only() -> None:
-    """A text does not begin with a lone blank."""
-    (blank,) = TOKENIZER.encode(" ")
-    assert int(apply(SuppressBlank(TOKENIZER), [], favourite=blank).argmax()) == EOT
-    assert int(apply(SuppressBlank(TOKENIZER), [5], favourite=blank).argmax()) == blank
+@pytest.mark.parametrize("text", [" ", ",", ".", "'m", "ing", " -"])
+def test_a_segment_begins_with_a_word(text: str) -> None:
+    """No blank, mark or word's ending comes first; later they may."""
+    rule = StartWithAWord(TOKENIZER, Vocabulary(TOKENIZER), n_vocab=N_VOCAB)
+    token = TOKENIZER.encode(text)[0]
+    assert int(apply(rule, [], favourite=token).argmax()) == EOT
+    assert int(apply(rule, [5], favourite=token).argmax()) == token
+    word = TOKENIZER.encode(" word")[0]
+    assert int(apply(rule, [], favourite=word).argmax()) == word
 
 
 def test_rate_is_capped() -> None:
