@@ -102,6 +102,24 @@ def add_adapter(model: Whisper, *, encoder_rank: int, decoder_rank: int) -> Peft
     return get_peft_model(model, config)
 
 
+def continue_adapter(model: Whisper, folder: Path, *, weights_hash: str) -> PeftModel:
+    """Put an existing adapter's layers into ``model`` in place, to be trained further.
+
+    Args:
+        model: The base model; peft wraps its linear layers.
+        folder: An adapter folder.
+        weights_hash: Hash of the base model's weights.
+
+    Returns:
+        peft's wrapper, with float32 layers.
+
+    Raises:
+        AdapterError: The folder cannot be read or fits other base weights.
+    """
+    _read_card(folder, weights_hash=weights_hash)
+    return _load(model, folder, trainable=True)
+
+
 def save_adapter(wrapped: PeftModel, folder: Path, card: AdapterCard) -> None:
     """Write a peft folder in half precision, with its card."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,6 +144,14 @@ def merge_adapter(model: Whisper, folder: Path, *, weights_hash: str) -> tuple[W
     Raises:
         AdapterError: The folder cannot be read or fits other base weights.
     """
+    card = _read_card(folder, weights_hash=weights_hash)
+    merged = _load(copy.deepcopy(model), folder, trainable=False).merge_and_unload()
+    assert isinstance(merged, Whisper)
+    return merged.eval().requires_grad_(False), card
+
+
+def _read_card(folder: Path, *, weights_hash: str) -> AdapterCard:
+    """The card of an adapter that fits the weights."""
     if not folder.is_dir():
         raise AdapterError(f"{folder}: no such adapter folder")
     card = AdapterCard.read(folder)
@@ -134,16 +160,19 @@ def merge_adapter(model: Whisper, folder: Path, *, weights_hash: str) -> tuple[W
             f"{folder}: made for base weights {card.base_weights_hash[:12]}… ({card.base_model}), "
             f"but the loaded ones are {weights_hash[:12]}…; choose the matching --model"
         )
+    return card
+
+
+def _load(model: Whisper, folder: Path, *, trainable: bool) -> PeftModel:
+    """Put the folder's layers into ``model`` in place."""
     try:
-        wrapped = PeftModel.from_pretrained(copy.deepcopy(model), str(folder))
+        wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
         _check_complete(wrapped, load_file(folder / _WEIGHTS_FILE))
-        merged = wrapped.merge_and_unload()
     except AdapterError:
         raise
     except Exception as error:  # peft and safetensors raise many kinds for damaged files
         raise AdapterError(f"{folder}: not a readable peft adapter ({error})") from error
-    assert isinstance(merged, Whisper)
-    return merged.eval().requires_grad_(False), card
+    return wrapped
 
 
 def _check_complete(wrapped: PeftModel, saved: Mapping[str, torch.Tensor]) -> None:

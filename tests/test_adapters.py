@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from asr.adapters import AdapterCard, add_adapter, merge_adapter, save_adapter
+from asr.adapters import AdapterCard, add_adapter, continue_adapter, merge_adapter, save_adapter
 from asr.errors import AdapterError
 from tests.tiny import tiny_whisper
 
@@ -49,6 +49,17 @@ def test_base_is_untouched(folder: Path) -> None:
     mel = torch.randn(1, 80, 3000)
     assert torch.equal(base.encoder(mel), reference.encoder(mel))
     assert not torch.allclose(merged.encoder(mel), base.encoder(mel))
+
+
+def test_training_goes_on_where_the_file_stopped(folder: Path) -> None:
+    """A continued adapter has the file's values in float32, and only they can be trained."""
+    wrapped = continue_adapter(tiny_whisper(), folder, weights_hash=HASH)
+    saved = load_file(folder / "adapter_model.safetensors")
+    trained = {n.replace(".default.", "."): p for n, p in wrapped.named_parameters() if p.requires_grad}
+    assert set(trained) == set(saved)
+    assert all(p.dtype == torch.float32 and torch.equal(p, saved[n].float()) for n, p in trained.items())
+    with pytest.raises(AdapterError, match="111111111111"):
+        continue_adapter(tiny_whisper(), folder, weights_hash="1" * 64)
 
 
 def test_every_target_is_adapted(folder: Path) -> None:

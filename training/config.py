@@ -43,6 +43,7 @@ class TrainConfig:
     loss: LossConfig
     output: Path
     model: str = "tiny.en"
+    start_from: Path | None = None  # an adapter folder to train further; it decides the ranks
     encoder_rank: int = 64
     decoder_rank: int = 32
     chunk_ms: tuple[int, ...] = (40, 80, 160, 300, 300, 600, 1000)  # drawn per batch; 300 twice as often

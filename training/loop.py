@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from peft import PeftModel
 from tqdm import tqdm
+from whisper.model import Whisper
 
-from asr.adapters import AdapterCard, add_adapter, save_adapter
+from asr.adapters import AdapterCard, add_adapter, continue_adapter, save_adapter
 from asr.checkpoint import Checkpoint, load_checkpoint
 from asr.encoder import Chunking
 from training.alignment import read_aligned, teacher_tokenizer
@@ -56,7 +57,7 @@ def train(config: TrainConfig) -> None:
     torch.manual_seed(config.seed)
     base = load_checkpoint(config.model, device=config.device)
     student = copy.deepcopy(base.model).requires_grad_(False)
-    wrapped = add_adapter(student, encoder_rank=config.encoder_rank, decoder_rank=config.decoder_rank)
+    wrapped = _adapter(config, base, student)
     parameters = [p for p in wrapped.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     progress = _resume(config, wrapped, optimizer)
@@ -108,6 +109,12 @@ def train(config: TrainConfig) -> None:
         if progress.step % config.checkpoint_every == 0 or finished:
             _save(config, base, wrapped, optimizer, progress)
     bar.close()
+
+
+def _adapter(config: TrainConfig, base: Checkpoint, student: Whisper) -> PeftModel:
+    if config.start_from is None:
+        return add_adapter(student, encoder_rank=config.encoder_rank, decoder_rank=config.decoder_rank)
+    return continue_adapter(student, config.start_from, weights_hash=base.weights_hash)
 
 
 def _rate(step: int, config: TrainConfig) -> float:
