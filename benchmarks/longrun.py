@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -25,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from asr import SAMPLE_RATE, ForesoundError, Recognizer, Transcript
+from benchmarks.machine import machine
 from training.evaluate import load_recognizer, stream_wer
 from training.manifest import ManifestError, Utterance, load_audio, read_manifest
 from training.metrics import count_edits
@@ -136,28 +133,6 @@ def rss_mb() -> float:
     return n_pages * resource.getpagesize() / 1e6
 
 
-def hardware() -> dict[str, Any]:
-    """Return the processor's name, its cores and the threads that torch uses."""
-    name = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
-    return {"cpu": name, "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
-
-
-def commit() -> str | None:
-    """Return the short name of the commit that runs, None outside of git."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
 def measure(
     recognizer: Recognizer, stretches: Sequence[Sequence[Utterance]], *, chunk_ms: int
 ) -> dict[str, Any]:
@@ -261,7 +236,7 @@ def main() -> int:
         return 2
     print(format_report(report))
     report |= {"model": args.model, "adapter": args.adapter, "chunk_ms": args.chunk_ms}
-    report |= {"manifest": args.manifest.name, "hardware": hardware(), "commit": commit()}
+    report |= {"manifest": args.manifest.name, **machine()}
     print(json.dumps(report))
     return 0
 
