@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from asr import SAMPLE_RATE, AudioError, Event, Final, OptionError, Partial, Transcript, Word
 from benchmarks import longrun
+from benchmarks.machine import hardware
 from training import evaluate
 from training.manifest import ManifestError, Utterance, WordTime, read_manifest
 
@@ -300,4 +301,4 @@ def test_longrun_report(manifest: Path) -> None:
     assert report["last_to_alone"]["mean_ms"] > 0
     text = longrun.format_report(report)
     assert "50.00% (0 substitutions, 3 deletions, 0 insertions)" in text and "+200.0%" in text
-    assert json.loads(json.dumps(report | longrun.hardware()))["cores"] == os.cpu_count()
+    assert json.loads(json.dumps(report | hardware()))["cores"] == os.cpu_count()
