@@ -99,7 +99,7 @@ def anchor_after_words(last_word: int, *, end: int, chunking: Chunking) -> Ancho
     Returns:
         The anchor.
     """
-    wanted = (end - last_word - WORD_END) // FRAME_SAMPLES
+    wanted = (min(end - last_word, MAX_BACK) - WORD_END) // FRAME_SAMPLES
     n_frames = _floor(wanted + chunking.size // 2, chunking)
     return Anchor(end - n_frames * FRAME_SAMPLES, n_frames)
 

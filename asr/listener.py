@@ -29,6 +29,7 @@ from asr.words import Token, Vocabulary, align_tokens, token_start
 LAST_POSITION_SHARE = 28 / 30  # of the encoder's positions; then the window restarts
 LONG_WINDOW = 15 * SAMPLE_RATE  # a window longer than this restarts in the next pause
 KEPT_MARGIN = SAMPLE_RATE // 10  # a word that starts this little before an anchor is still heard
+OLDEST_DRAFT = 4 * SAMPLE_RATE  # age of open words that a restarted window surely hears again
 NEWEST_TOKENS = 4  # looked at to find the newest word: attention to punctuation points anywhere
 MAX_CARRIED_TOKENS = 64  # committed text that a new window gets as prompt
 MAX_PROMPT_TOKENS = 64  # of the caller's prompt
@@ -96,6 +97,12 @@ class Listener:
     def is_long(self) -> bool:
         """Whether the window should restart when there is an opportunity."""
         return self.window.end - self.window.origin > LONG_WINDOW
+
+    @property
+    def has_old_draft(self) -> bool:
+        """Whether the open words began so long ago that a restarted window would not hear them."""
+        draft = self._search.draft
+        return bool(draft) and token_start(draft[0]) < self.window.next_end - OLDEST_DRAFT
 
     @property
     def last_peak(self) -> int:
@@ -172,9 +179,9 @@ class Listener:
         )
         self._restart(anchor, starts)
 
-    def restart_after_words(self) -> None:
-        """Read what follows the newest word once more, in a fresh window."""
-        anchor = anchor_after_words(self.last_peak, end=self.window.end, chunking=self._options.chunking)
+    def restart_after(self, last_word: int) -> None:
+        """Read what follows a sample in the newest word once more, in a fresh window."""
+        anchor = anchor_after_words(last_word, end=self.window.end, chunking=self._options.chunking)
         self._restart(anchor, {})
 
     def restart_in_pause(self, silent_since: int) -> None:

@@ -130,6 +130,8 @@ class Stream:
             if self._n_heard < self._window.due:
                 return None
             if self._listener.is_full:
+                if self._listener.has_old_draft:
+                    self._segment.tokens += self._listener.commit_draft()
                 self._align()
                 self._listener.restart_in_speech()
                 self._decoded = 0
@@ -189,7 +191,7 @@ class Stream:
             return False
         self._segment.tokens += self._listener.commit_draft()
         self._align()
-        self._listener.restart_after_words()
+        self._listener.restart_after(last)
         self._rescued = self._speech.ended
         self._decoded = 0
         return True

@@ -6,6 +6,7 @@ a real process.
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Any
 
@@ -92,5 +93,7 @@ def fake_load(args: Any) -> FakeRecognizer:
 
 
 if __name__ == "__main__":
+    # A background job of a shell ignores Ctrl-C; the tests send it all the same.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     clients.transcribe.load_recognizer = fake_load  # type: ignore[assignment]
     sys.exit(main())

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr.anchor import MAX_BACK, MIN_BACK, anchor_in_pause, anchor_in_speech
+from asr.anchor import MAX_BACK, MIN_BACK, WORD_END, anchor_after_words, anchor_in_pause, anchor_in_speech
 from asr.encoder import FRAME_SAMPLES, Chunking
 from asr.events import SAMPLE_RATE
 
@@ -64,3 +64,17 @@ def test_anchor_in_pause_holds_no_word(chunk_ms: int, silence_s: float) -> None:
     assert is_on_grid(anchor.n_frames, chunking)
     assert NOW - anchor.start <= max(SAMPLE_RATE, chunking.first_size * FRAME_SAMPLES)
     assert (NOW - anchor.start) % FRAME_SAMPLES == 0
+
+
+@pytest.mark.parametrize("chunk_ms", CHUNKS_MS)
+@pytest.mark.parametrize("back_s", [0.1, 1.0, 2.2, 5.0, 25.0])
+def test_anchor_after_words_is_near_their_end(chunk_ms: int, back_s: float) -> None:
+    """The window begins within a chunk of the last word's end, and never so far back that mel is gone."""
+    chunking = Chunking.from_ms(chunk_ms)
+    anchor = anchor_after_words(NOW - int(back_s * SAMPLE_RATE), end=NOW, chunking=chunking)
+    assert is_on_grid(anchor.n_frames, chunking)
+    assert anchor.start + anchor.n_frames * FRAME_SAMPLES == NOW
+    assert NOW - anchor.start <= MAX_BACK
+    wanted = NOW - min(int(back_s * SAMPLE_RATE), MAX_BACK) + WORD_END
+    is_late = NOW - wanted < chunking.first_size * FRAME_SAMPLES
+    assert is_late or abs(anchor.start - wanted) <= chunking.size * FRAME_SAMPLES
