@@ -1,0 +1,1 @@
+"""Sans-I/O adapters between wire formats and a session's commands and messages."""

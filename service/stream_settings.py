@@ -1,0 +1,74 @@
+"""What a client asks of a stream, and what a slot of the batcher answers: the types between session and batcher.
+
+Nothing here knows a protocol, a socket or a model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from asr.events import Event
+
+_BYTES_PER_SAMPLE = {"pcm_s16le": 2, "pcm_f32le": 4, "mulaw": 1, "alaw": 1}
+COMPRESSED_ENCODINGS = ("flac", "ogg_opus")
+ENCODINGS = (*_BYTES_PER_SAMPLE, *COMPRESSED_ENCODINGS)
+
+
+@dataclass(frozen=True)
+class AudioFormat:
+    """How a client's bytes are to be read.
+
+    Attributes:
+        encoding: One of ``ENCODINGS``; samples of several channels are interleaved.
+        sample_rate: In Hz; flac and ogg_opus say their own.
+        channels: They are averaged; flac and ogg_opus say their own.
+    """
+
+    encoding: str = "pcm_s16le"
+    sample_rate: int = 16_000
+    channels: int = 1
+
+    @property
+    def bytes_per_frame(self) -> int | None:
+        """Bytes of one sample of every channel; None for compressed audio."""
+        size = _BYTES_PER_SAMPLE.get(self.encoding)
+        return None if size is None else size * self.channels
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """How a stream is recognised; :meth:`asr.Recognizer.stream` says what the values mean."""
+
+    decoder: str = "whisper"
+    chunk_ms: int = 300
+    beam_size: int = 1
+    language: str | None = None
+    prompt: str | None = None
+    second_pass: bool = False
+    silence_ms: int = 800
+    max_segment_s: float = 30.0
+
+
+@dataclass(frozen=True)
+class Flushed:
+    """Everything fed before the flush is final; ``samples`` were heard, at 16 kHz."""
+
+    samples: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The stream has ended as asked; ``busy_s`` is its share of the model's time."""
+
+    audio_s: float
+    busy_s: float
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The stream has ended by an error; an AudioError is the client's fault, anything else ours."""
+
+    error: Exception
+
+
+Output = Event | Flushed | Finished | Failed
