@@ -1,10 +1,10 @@
 """How many real-time streams a server carries: streams against word latency, up to saturation.
 
-Starts a real server and plays real speech into it through real websockets at the speed of speech, with more
-streams in every round, each beginning at a moment of its own. A word's latency is the time on the wall from the
-moment at which its end was spoken to the moment at which its text was there for good, so chunks, computing,
-batching and network all count; where the word ends is what the stream's own final says. Every stream's text is
-compared with the same audio recognised alone. The last line of the output is one JSON object.
+Starts a real server and plays real speech into it through real websockets at the speed of speech, with
+more streams in every round, each beginning at a moment of its own. A word's latency is the time on the wall
+from the moment at which its end was spoken to the moment at which its text was there for good, so chunks,
+computing, batching and network all count; where the word ends is what the stream's own final says. Every
+stream's text is compared with the same audio recognised alone. The last line of the output is one JSON object.
 
 Run as ``python -m benchmarks.capacity --manifest M.jsonl --streams 1,2,4,8,16``.
 """
