@@ -3,8 +3,8 @@
 Starts a real server and plays real speech into it through real websockets at the speed of speech, with
 more streams in every round, each beginning at a moment of its own. A word's latency is the time on the wall
 from the moment at which its end was spoken to the moment at which its text was there for good, so chunks,
-computing, batching and network all count; its end is where the stream's own final puts it. Every stream's text
-is compared with the same audio recognised alone. The last line of the output is one JSON object.
+computing, batching and network all count; its end is where the stream's own final puts it. Every stream's
+text is compared with the same audio recognised alone. The last line of the output is one JSON object.
 
 Run as ``python -m benchmarks.capacity --manifest M.jsonl --streams 1,2,4,8,16``.
 """

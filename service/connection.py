@@ -32,6 +32,7 @@ _KERNEL_BUFFER = 64 << 10
 WRITE_BUFFER = 16 << 10
 
 _TAKEN_OVER = Close(4409, "resumed on a newer connection")
+_LEFT = 1000  # the close code of a client that wants no more, even if it has not sent stop
 _LOST = 1006  # the close code where the other side has sent none
 
 _log = logging.getLogger(__name__)
@@ -136,7 +137,8 @@ class Connection:
         live.detach()
         session = live.session
         is_done = session.state is State.ENDED and session.outbox.is_delivered
-        if is_done and self._websocket.close_code != _LOST:
+        code = self._websocket.close_code
+        if code == _LEFT or (is_done and code != _LOST):
             self._hub.registry.forget(live)
         else:
             self._hub.registry.keep(live)

@@ -91,29 +91,39 @@ class Doorkeeper:
     def _handshake(
         self, websocket: StreamSocket, headers: Headers, query: dict[str, list[str]]
     ) -> Response | None:
+        refusal = self._refusal(headers, query)
         if _value(headers, "Upgrade").lower() != "websocket":
+            # Browsers hide why a handshake failed; a page learns it by asking again without one.
             text = f"{STREAM_PATH} is for websockets; docs/protocol.md says how to use it"
-            return text_response(HTTPStatus.UPGRADE_REQUIRED, text, Upgrade="websocket")
+            is_open = text_response(HTTPStatus.UPGRADE_REQUIRED, text, Upgrade="websocket")
+            return refusal[1] if refusal else is_open
+        if refusal:
+            reason, response = refusal
+            self._metrics.refused.labels(reason).inc()
+            return response
+        if not self._is_resuming(query):
+            websocket.place = self._registry.reserve()
+        return None
+
+    def _refusal(self, headers: Headers, query: dict[str, list[str]]) -> tuple[str, Response] | None:
+        """Why a stream would be refused, in a word and as an answer; None if it would not."""
         origin, host = _value(headers, "Origin"), _value(headers, "Host")
         if not is_allowed_origin(origin, host=host, allowed=self._allow_origins):
             text = f"pages of {origin} may not connect; start the server with --allow-origin {origin}"
-            return self._refuse("origin", text_response(HTTPStatus.FORBIDDEN, text))
+            return "origin", text_response(HTTPStatus.FORBIDDEN, text)
         if self._tokens and not self._tokens.accept(_token(_value(headers, "Authorization"), query)):
             text = "a token is needed: Authorization: Bearer TOKEN, or ?token=TOKEN"
-            response = text_response(HTTPStatus.UNAUTHORIZED, text, WWW_Authenticate="Bearer")
-            return self._refuse("token", response)
-        if any(self._registry.find(token) for token in query.get("resume_token", [])):
+            return "token", text_response(HTTPStatus.UNAUTHORIZED, text, WWW_Authenticate="Bearer")
+        if self._is_resuming(query):
             return None  # the session has a place already, and a server that drains lets it go on
         if self.closed_because:
-            return self._refuse(self.closed_because, unavailable(f"the server is {self.closed_because}"))
-        websocket.place = self._registry.reserve()
-        if websocket.place is None:
-            return self._refuse("full", unavailable("all places are taken; try again later"))
+            return self.closed_because, unavailable(f"the server is {self.closed_because}")
+        if self._registry.is_full:
+            return "full", unavailable("all places are taken; try again later")
         return None
 
-    def _refuse(self, reason: str, response: Response) -> Response:
-        self._metrics.refused.labels(reason).inc()
-        return response
+    def _is_resuming(self, query: dict[str, list[str]]) -> bool:
+        return any(self._registry.find(token) for token in query.get("resume_token", []))
 
 
 def _value(headers: Headers, name: str) -> str:

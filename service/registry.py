@@ -52,13 +52,18 @@ class Registry:
         self._is_empty = asyncio.Event()
         self._is_empty.set()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether all places are taken."""
+        return len(self._places) >= self._n_places
+
     def reserve(self) -> Place | None:
         """Take a place.
 
         Returns:
             The place, None where all are taken.
         """
-        return Place(self._places) if len(self._places) < self._n_places else None
+        return None if self.is_full else Place(self._places)
 
     def __len__(self) -> int:
         """Sessions, those without a connection included."""

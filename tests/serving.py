@@ -42,7 +42,9 @@ async def serving(
         yield server
 
 
-async def get(server: Server, path: str, *, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
+async def get(
+    server: Server, path: str, *, method: str = "GET", **headers: str
+) -> tuple[int, dict[str, str], bytes]:
     """A plain HTTP request: status, headers with lower-case names, body."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     lines = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{server.port}"]
@@ -122,7 +124,7 @@ async def connected(server: Server, query: str = "", **options: Any) -> AsyncIte
 
 
 def slow_reader(server: Server) -> dict[str, Any]:
-    """Options for a client whose system takes little on its behalf: what it does not read stays at the server."""
+    """Options for a client whose system takes little for it: what it does not read stays at the server."""
     narrow = socket.socket()
     narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 12)
     narrow.connect(("127.0.0.1", server.port))

@@ -68,6 +68,19 @@ async def test_the_stream_s_path_is_for_websockets() -> None:
         assert (await get(server, "/v1/stream", Connection="Upgrade", Upgrade="h2c"))[0] == 426
 
 
+@in_loop
+async def test_a_plain_request_learns_what_a_handshake_would(tmp_path: Path) -> None:
+    """A page cannot see why its handshake failed: a GET tells it, takes no place and counts as no refusal."""
+    tokens = tmp_path / "tokens"
+    tokens.write_text("secret\n")
+    async with serving(limits=Limits(max_streams=1), token_file=tokens) as server:
+        assert (await get(server, "/v1/stream"))[0] == 401
+        assert (await get(server, "/v1/stream?token=secret"))[0] == 426
+        async with connected(server, "?token=secret"):
+            assert (await get(server, "/v1/stream?token=secret"))[0] == 503
+            assert await metric(server, 'refused_total{reason="full"}') == 0
+
+
 @pytest.mark.skipif(websockets.version.version < "17", reason="older ones drop what is not GET")
 @in_loop
 async def test_methods() -> None:

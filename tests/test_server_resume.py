@@ -236,13 +236,18 @@ async def test_done_that_did_not_arrive_can_be_fetched() -> None:
 
 
 @in_loop
-async def test_a_client_that_closes_politely_may_come_back_too() -> None:
-    """A close without stop is treated as a lost connection."""
-    async with serving() as server:
+async def test_a_client_that_says_goodbye_is_not_waited_for() -> None:
+    """Close code 1000 without stop frees the place at once; any other close is that of a lost connection."""
+    async with serving(limits=Limits(max_streams=1)) as server:
         async with connected(server) as client:
             token = (await client.start())["resume_token"]
-        async with connected(server) as client:
+            await client.websocket.close(1001)
+        async with connected(server, f"?resume_token={token}") as client:
             assert (await client.start(resume_token=token))["resumed"]
+            await client.websocket.close(1000)
+        await until_empty(server)
+        async with connected(server) as client:
+            assert not (await client.start())["resumed"]
 
 
 @in_loop
