@@ -274,7 +274,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seconds", type=float, default=20.0, metavar="S", help="length of a stream (default: 20)")
     add("--model", default="tiny.en")
     add("--chunk-ms", type=int, default=300, metavar="N")
-    add("--threads", type=int, metavar="N", help="of the server's model (default: torch's choice)")
+    add("--threads", type=int, metavar="N", help="of the server's model (default: the server's)")
     add(
         "--target-ms", type=float, default=1000.0, metavar="MS", help="wanted 95th percentile (default: 1000)"
     )

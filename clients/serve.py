@@ -84,7 +84,12 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="chunk size for clients that give none, 40 to 1000 in steps of 20 (default: 300)",
     )
     add("--device", default="cpu", help="torch device (default: cpu)")
-    add("--threads", type=bounded_int(1, 1024), metavar="N", help="CPU threads (default: torch's choice)")
+    add(
+        "--threads",
+        type=bounded_int(1, 1024),
+        metavar="N",
+        help="CPU threads of the model (default: cores - 1)",
+    )
 
 
 def _add_access_arguments(parser: argparse.ArgumentParser) -> None:
