@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import threading
 import time
@@ -17,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -183,6 +185,7 @@ class Batcher:
         """
         self.n_slots = n_slots
         self._recognizer = recognizer
+        self._takes_hotwords = "hotwords" in inspect.signature(recognizer.stream).parameters
         self._pool = recognizer.slots(n_slots)
         self._works: list[_Work] = []
         self._opening: deque[Callable[[], None]] = deque()
@@ -258,17 +261,20 @@ class Batcher:
         state = self._pool.take()
         if state is None:
             raise NoSlotError(f"all {self.n_slots} slots are taken; try again later")
+        told: dict[str, Any] = {"prompt": settings.full_prompt}
+        if self._takes_hotwords:
+            told = {"prompt": settings.prompt, "hotwords": settings.hotwords}
         try:
             stream = self._recognizer.stream(
                 decoder=settings.decoder,
                 chunk_ms=settings.chunk_ms,
                 beam_size=settings.beam_size,
                 language=settings.language,
-                prompt=settings.prompt,
                 second_pass=settings.second_pass,
                 silence_ms=settings.silence_ms,
                 max_segment_s=settings.max_segment_s,
                 slot=state,
+                **told,
             )
         except Exception:
             self._pool.give_back(state)

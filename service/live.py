@@ -131,7 +131,7 @@ class LiveSession:
         """
         start = self.session.start
         try:
-            slot = await batcher.open(start.audio, start.stream_settings, self._deliver)
+            slot = await batcher.open(start.audio, start.settings, self._deliver)
         except OptionError as error:
             self.refuse(error)
             return False

@@ -37,7 +37,11 @@ class AudioFormat:
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """How a stream is recognised; :meth:`asr.Recognizer.stream` says what the values mean."""
+    """How a stream is recognised; :meth:`asr.Recognizer.stream` says what the values mean.
+
+    Attributes:
+        hotwords: Names and terms to expect.
+    """
 
     decoder: str = "whisper"
     chunk_ms: int = 300
@@ -47,6 +51,13 @@ class StreamSettings:
     second_pass: bool = False
     silence_ms: int = 800
     max_segment_s: float = 30.0
+    hotwords: tuple[str, ...] = ()
+
+    @property
+    def full_prompt(self) -> str | None:
+        """The prompt with the hotwords behind it, for a recogniser that knows no other way to expect them."""
+        parts = [self.prompt, ", ".join(self.hotwords)]
+        return " ".join(part for part in parts if part) or None
 
 
 @dataclass(frozen=True)

@@ -123,8 +123,8 @@ def _start(message: StartMessage, defaults: StreamSettings) -> Command:
             second_pass=message.second_pass,
             silence_ms=message.endpointing.silence_ms,
             max_segment_s=message.endpointing.max_segment_s,
+            hotwords=tuple(message.hotwords),
         ),
-        hotwords=tuple(message.hotwords),
         interim=message.interim,
         words=message.words,
         resume_token=message.resume_token,
@@ -222,7 +222,7 @@ def _ready(ready: Ready) -> dict[str, Any]:
                 "max_segment_s": settings.max_segment_s,
             },
             "prompt": settings.prompt,
-            "hotwords": list(start.hotwords),
+            "hotwords": list(settings.hotwords),
         },
         "limits": {
             "message_bytes": limits.message_bytes,
