@@ -12,6 +12,9 @@ from asr.events import Event
 _BYTES_PER_SAMPLE = {"pcm_s16le": 2, "pcm_f32le": 4, "mulaw": 1, "alaw": 1}
 COMPRESSED_ENCODINGS = ("flac", "ogg_opus")
 ENCODINGS = (*_BYTES_PER_SAMPLE, *COMPRESSED_ENCODINGS)
+# For the protocols of others, whose clients do not always say what they send.
+OPUS = "opus"  # Opus packets, one a push; or in Ogg or WebM, as their first bytes tell
+CONTAINER = "container"  # WAV, Ogg, WebM, FLAC, MP3 or AAC, as the first bytes tell
 
 
 @dataclass(frozen=True)
@@ -19,9 +22,9 @@ class AudioFormat:
     """How a client's bytes are to be read.
 
     Attributes:
-        encoding: One of ``ENCODINGS``; samples of several channels are interleaved.
-        sample_rate: In Hz; flac and ogg_opus say their own.
-        channels: They are averaged; flac and ogg_opus say their own.
+        encoding: One of ``ENCODINGS``, ``OPUS``, ``CONTAINER``; samples of several channels are interleaved.
+        sample_rate: In Hz; compressed audio and containers say their own.
+        channels: They are averaged; compressed audio and containers say their own.
     """
 
     encoding: str = "pcm_s16le"
