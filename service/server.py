@@ -7,12 +7,14 @@ import errno
 import logging
 import signal
 import ssl
+from collections.abc import Sequence
 from types import TracebackType
 from typing import cast
 
 from websockets.asyncio.server import Server as WebsocketServer
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
+from websockets.typing import Subprotocol
 
 from asr.errors import OptionError
 from service.auth import Tokens
@@ -22,6 +24,7 @@ from service.handshake import Doorkeeper
 from service.http import STREAM_PATH
 from service.live import BatcherLike
 from service.metrics import Metrics
+from service.protocol.dialect import Opening
 from service.registry import Registry
 
 _CLOSE_S = 5.0  # for the other side to answer a close frame
@@ -76,6 +79,7 @@ class Server:
                 ssl=self._tls,
                 create_connection=StreamSocket,
                 process_request=self._process_request,
+                select_subprotocol=_select_subprotocol,
                 # Audio does not get smaller, and each compressor takes up to 300 KiB; texts are small anyway.
                 compression=None,
                 ping_interval=None,  # see Connection
@@ -117,15 +121,19 @@ class Server:
         """Address of the websocket."""
         return f"{'wss' if self._tls else 'ws'}://{self._authority}{STREAM_PATH}"
 
-    def open_for(self, batcher: BatcherLike, *, model: str) -> None:
+    def open_for(self, batcher: BatcherLike, *, model: str, languages: tuple[str, ...] = ()) -> None:
         """Take sessions from now on.
 
         Args:
             batcher: Recognises their streams; outlives the server.
             model: Its name, for clients.
+            languages: Codes that it takes; empty if that is not known.
         """
         config, metrics = self._config, self._metrics
-        self._hub = Hub(batcher, model, self._registry, config.limits, config.defaults, metrics)
+        self._hub = Hub(batcher, model, self._registry, config.limits, metrics)
+        self._doorkeeper.opening = Opening(
+            defaults=config.defaults, limits=config.limits, model=model, languages=languages
+        )
         metrics.watch(
             "sessions", "Sessions, those without a connection included.", lambda: len(self._registry)
         )
@@ -208,6 +216,12 @@ class Server:
     def _authority(self) -> str:
         host = self._config.host or "localhost"
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+
+def _select_subprotocol(websocket: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    """Take what the path's protocol wants; a client that offers something else is let in without any."""
+    wanted = cast(StreamSocket, websocket).subprotocol_wanted
+    return next((each for each in offered if each == wanted), None)
 
 
 def _tls(config: ServerConfig) -> ssl.SSLContext | None:

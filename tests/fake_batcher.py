@@ -166,6 +166,7 @@ def main() -> int:
 
     class FakeRecognizer:
         name = "fake"
+        languages = ("en",)
 
     @asynccontextmanager
     async def batcher(recognizer: FakeRecognizer, *, n_slots: int) -> AsyncIterator[FakeBatcher]:

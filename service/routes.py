@@ -1,0 +1,116 @@
+"""The websocket paths: which protocol each speaks, how a client shows its key, how a refusal looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from websockets.datastructures import Headers
+from websockets.exceptions import InvalidHeader
+from websockets.headers import parse_subprotocol
+from websockets.http11 import Response
+
+from service.http import STREAM_PATH, text_response
+from service.protocol import native
+from service.protocol.dialect import OpenDialect
+
+Query = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why there is no websocket.
+
+    Attributes:
+        status: The HTTP status.
+        reason: In a word or two, for metrics: ``token``, ``origin``, ``full``, ``loading`` ...
+        text: What was wrong and what to do.
+        headers: More of the response's headers.
+    """
+
+    status: HTTPStatus
+    reason: str
+    text: str
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Route:
+    """How clients are spoken to on one path.
+
+    Attributes:
+        open_dialect: Makes the connection's dialect, or refuses what the address asks for.
+        keys: The keys that a request shows, in any of the protocol's ways.
+        respond: A refusal as the protocol's clients read it.
+        key_hint: How to show a key.
+        subprotocol: The websocket subprotocol to take if it is offered.
+        message_bytes: Of one message, where the protocol says so; None is the server's limit.
+    """
+
+    open_dialect: OpenDialect
+    keys: Callable[[Headers, Query], list[str]]
+    respond: Callable[[Refusal], Response]
+    key_hint: str
+    subprotocol: str = ""
+    message_bytes: int | None = None
+
+
+def header(headers: Headers, name: str) -> str:
+    """Return a header's value, empty if it is not there; a repeated one is no valid value of any.
+
+    Args:
+        headers: Of a request.
+        name: In any case.
+    """
+    return ", ".join(headers.get_all(name))
+
+
+def text_refusal(refusal: Refusal) -> Response:
+    """Refuse with a line of text.
+
+    Args:
+        refusal: Why.
+    """
+    return text_response(refusal.status, refusal.text, headers=dict(refusal.headers))
+
+
+def authorization(headers: Headers, *schemes: str) -> list[str]:
+    """Return the key of the Authorization header, if its scheme is one of some.
+
+    Args:
+        headers: Of a request.
+        schemes: Such as ``Bearer``, in any case.
+    """
+    scheme, _, key = header(headers, "Authorization").partition(" ")
+    return [key.strip()] if scheme.lower() in (each.lower() for each in schemes) else []
+
+
+def subprotocols(headers: Headers) -> list[str]:
+    """Return the subprotocols that a request offers, none where they cannot be read.
+
+    Args:
+        headers: Of a request.
+    """
+    try:
+        return [
+            str(each)
+            for value in headers.get_all("Sec-WebSocket-Protocol")
+            for each in parse_subprotocol(value)
+        ]
+    except InvalidHeader:
+        return []
+
+
+def _native_keys(headers: Headers, query: Query) -> list[str]:
+    return authorization(headers, "Bearer") or list(query.get("token", [""])[:1])
+
+
+ROUTES: dict[str, Route] = {
+    STREAM_PATH: Route(
+        native.open_dialect,
+        _native_keys,
+        text_refusal,
+        "a token is needed: Authorization: Bearer TOKEN, or ?token=TOKEN",
+    ),
+}
