@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from asr.anchor import Anchor, anchor_after_words, anchor_in_pause, anchor_in_speech
+from asr.biasing import GREEDY_STRENGTH, Strength
 from asr.encoder import Chunking
 from asr.endpoint import EndpointRules
 from asr.engine import Engine
@@ -40,6 +41,8 @@ class StreamOptions:
     open_tokens: int = 2
     language: str | None = None
     prompt: str | None = None
+    hotwords: tuple[str, ...] = ()
+    strength: Strength = GREEDY_STRENGTH
     second_pass: bool = False
     rules: EndpointRules = field(default_factory=EndpointRules)
     carry_prompt: bool = True  # a new window gets the text before it as prompt
@@ -98,9 +101,13 @@ class Listener:
     def set_language(self, language: str) -> None:
         """Take the tokenizer of a language and read the window afresh."""
         self.text = self._engine.text(language)
+        rules = list(self.text.rules)
+        if self._options.hotwords:
+            # First, so that what is forbidden stays so and the loop guard sees what would win.
+            rules.insert(0, self.text.biasing(self._options.hotwords, self._options.strength))
         self._search = Search(
             self._engine.decoder,
-            self.text.rules,
+            rules,
             self.vocabulary,
             cache=self._slot.text,
             eot=self.text.tokenizer.eot,
@@ -190,7 +197,7 @@ class Listener:
         """Prompt and start tokens of a window whose first ``n_kept`` tokens are committed already."""
         prompt: list[int] = []
         if self._options.prompt and self._options.prompt.strip():
-            prompt += self.text.tokenizer.encode(" " + self._options.prompt.strip())[-MAX_PROMPT_TOKENS:]
+            prompt += self.text.encode(" " + self._options.prompt.strip())[-MAX_PROMPT_TOKENS:]
         if self._options.carry_prompt:
             before = self._context[: len(self._context) - n_kept]
             n_extra = max(0, len(before) - MAX_CARRIED_TOKENS)

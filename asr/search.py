@@ -38,7 +38,7 @@ class _Hypothesis:
     """One way to go on after the committed tokens."""
 
     tokens: tuple[Token, ...]
-    logprob: float  # sum over its tokens and, once it has ended, end-of-text
+    score: float  # log-probability and boosts of its tokens and, once it has ended, of end-of-text
     ended: bool = False
 
     @property
@@ -46,8 +46,16 @@ class _Hypothesis:
         return [token.id for token in self.tokens]
 
     @property
-    def mean_logprob(self) -> float:
-        return self.logprob / (len(self.tokens) + 1)
+    def mean_score(self) -> float:
+        return self.score / (len(self.tokens) + 1)
+
+
+@dataclass(frozen=True)
+class _Next:
+    """What may come after one hypothesis."""
+
+    logprobs: Tensor  # [V] log-probabilities of what the rules allow
+    scores: Tensor  # [V] the same with what the rules add
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ class Search:
 
         Args:
             decoder: Whisper's decoder, for its sizes.
-            rules: Applied in order before every choice.
+            rules: Applied in order before every choice; some may be this search's own.
             vocabulary: Knows where words begin.
             cache: Room for one hypothesis' text context.
             eot: The end-of-text token.
@@ -182,9 +190,9 @@ class Search:
         hypothesis = _Hypothesis((), 0.0)
         row = 0
         while True:
-            logprobs = self._apply_rules(rows.logits[row], hypothesis, cross)
-            winner = int(logprobs.argmax())
-            hypothesis = self._extend(hypothesis, winner, float(logprobs[winner]), peak=rows.peaks[row])
+            following = self._apply_rules(rows.logits[row], hypothesis, cross)
+            winner = int(following.scores.argmax())
+            hypothesis = self._extend(hypothesis, winner, following, peak=rows.peaks[row])
             if winner == self._eot:
                 return hypothesis
             if row + 1 < len(rows.peaks) and winner == drafted[row]:
@@ -202,13 +210,14 @@ class Search:
         while True:
             chosen, sources = self._expand(running, rows, cross)
             ended += [hypothesis for hypothesis in chosen if hypothesis.ended]
-            ended = sorted(ended, key=lambda h: h.logprob, reverse=True)[: self._beam_size]
-            # Probability only falls: what is already below B ended hypotheses need not go on.
-            least = ended[-1].logprob if len(ended) == self._beam_size else -math.inf
+            ended = sorted(ended, key=lambda h: h.score, reverse=True)[: self._beam_size]
+            # Probability only falls (a boost would have to come at once): what is already below B ended
+            # hypotheses need not go on.
+            least = ended[-1].score if len(ended) == self._beam_size else -math.inf
             pairs = zip(chosen, sources, strict=True)
-            going = [(h, source) for h, source in pairs if not h.ended and h.logprob > least]
+            going = [(h, source) for h, source in pairs if not h.ended and h.score > least]
             if not going:
-                return sorted(ended, key=lambda h: h.mean_logprob, reverse=True)
+                return sorted(ended, key=lambda h: h.mean_score, reverse=True)
             running = [h for h, _ in going]
             n_idle = self._beam_size - len(going)
             if self._beam_cache.n_tokens > self._cache.n_tokens:
@@ -224,31 +233,34 @@ class Search:
     ) -> tuple[list[_Hypothesis], list[int]]:
         """The likeliest continuations, best first, until B of them go on; and the row each comes from."""
         candidates = []
+        following = []
         for row, hypothesis in enumerate(running):
-            top = self._apply_rules(rows.logits[row], hypothesis, cross).topk(self._beam_size + 1)
-            for logprob, token in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-                if logprob > -math.inf:
-                    candidates.append((hypothesis.logprob + logprob, row, token, logprob))
+            following.append(self._apply_rules(rows.logits[row], hypothesis, cross))
+            top = following[row].scores.topk(self._beam_size + 1)
+            for score, token in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+                if score > -math.inf:
+                    candidates.append((hypothesis.score + score, row, token))
         candidates.sort(key=lambda candidate: candidate[0], reverse=True)
         chosen: list[_Hypothesis] = []
         sources: list[int] = []
         n_going = 0
-        for _, row, token, logprob in candidates:
-            chosen.append(self._extend(running[row], token, logprob, peak=rows.peaks[row]))
+        for _, row, token in candidates:
+            chosen.append(self._extend(running[row], token, following[row], peak=rows.peaks[row]))
             sources.append(row)
             n_going += not chosen[-1].ended
             if n_going == self._beam_size:
                 break
         return chosen, sources
 
-    def _extend(self, hypothesis: _Hypothesis, token: int, logprob: float, *, peak: int) -> _Hypothesis:
-        total = hypothesis.logprob + logprob
+    def _extend(self, hypothesis: _Hypothesis, token: int, following: _Next, *, peak: int) -> _Hypothesis:
+        total = hypothesis.score + float(following.scores[token])
         if token == self._eot:
             return _Hypothesis(hypothesis.tokens, total, ended=True)
-        return _Hypothesis((*hypothesis.tokens, Token(token, logprob, peak)), total)
+        chosen = Token(token, float(following.logprobs[token]), peak)
+        return _Hypothesis((*hypothesis.tokens, chosen), total)
 
-    def _apply_rules(self, logits: Tensor, hypothesis: _Hypothesis, cross: CrossCache) -> Tensor:
-        """Log-probabilities ``[V]`` of the next token."""
+    def _apply_rules(self, logits: Tensor, hypothesis: _Hypothesis, cross: CrossCache) -> _Next:
+        """Weigh the next token by the logits ``[V]``, which are written to."""
         if len(hypothesis.tokens) >= MAX_OPEN_TOKENS:
             only(logits, self._eot)
         tokens = [token.id for token in self.committed] + hypothesis.ids
@@ -256,10 +268,15 @@ class Search:
             tokens,
             heard_s=cross.n_frames * FRAME_MS / 1000,
             n_in_segment=self._n_in_segment + len(hypothesis.tokens),
+            n_decided=len(tokens) if self._beam_size == 1 else len(self.committed),
         )
+        logprobs = logits.clone()
         for rule in self._rules:
             rule.apply(logits, context)
-        return logits.log_softmax(dim=-1)
+        logprobs[logits == -math.inf] = -math.inf
+        # What the rules add decides, but it is no probability: a word's confidence stays the model's own.
+        total = logprobs.logsumexp(dim=-1)
+        return _Next(logprobs - total, logits - total)
 
     def _score(self, tokens: list[int], cross: CrossCache, *, n_rows: int) -> Steps[_Rows]:
         """Step the one hypothesis by ``tokens``; the rows are the last positions."""
@@ -290,7 +307,7 @@ class Search:
     def _n_certain(self, hypotheses: Sequence[_Hypothesis]) -> int:
         """How many of the best one's tokens can be committed: whole words that all likely ones share."""
         best = hypotheses[0].ids
-        rivals = [h.ids for h in hypotheses[1:] if h.logprob > hypotheses[0].logprob - RIVAL_LOGPROB]
+        rivals = [h.ids for h in hypotheses[1:] if h.score > hypotheses[0].score - RIVAL_LOGPROB]
         bounds = {*self._vocabulary.word_starts(best), len(best)}
         limit = len(best) - self._open_tokens
         agreed = set(bounds)
