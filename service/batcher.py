@@ -30,7 +30,7 @@ from asr.second_pass import PendingFinal
 from asr.slots import Slot as State
 from asr.stream import NO_SAMPLES, Stream, Then
 from service.intake import Intake, Samples, open_intake
-from service.stream_settings import AudioFormat, Failed, Finished, Flushed, Output, StreamSettings
+from service.stream_settings import AudioFormat, Failed, Finished, Flushed, Output, Progress, StreamSettings
 
 Deliver = Callable[[Sequence[Output]], None]
 
@@ -114,7 +114,7 @@ class _Outlet:
 
 def _must_wait(output: Output) -> bool:
     """Whether an output may not overtake a Final: other Finals and what says that all are there."""
-    return isinstance(output, Final | Flushed | Finished | Failed)
+    return isinstance(output, Final | Flushed | Progress | Finished | Failed)
 
 
 class _Work:
@@ -222,7 +222,7 @@ class Batcher:
             audio: What will be fed.
             settings: How it is to be recognised.
             deliver: Called on this event loop after every tick in which the stream took part, with its
-                outputs in order; there may be none.
+                outputs in order, a ``Progress`` at their end.
 
         Returns:
             The stream's slot.
@@ -344,6 +344,8 @@ class Batcher:
             elif then == "finish":
                 ended = Finished(work.n_heard / SAMPLE_RATE, work.busy_s)
                 outputs.append(Failed(work.error) if work.error is not None else ended)
+            if then != "finish":
+                outputs.append(Progress(work.n_heard))
         if then == "finish" or isinstance(outcome, Exception):
             self._drop(work)  # before anybody hears of it, so that the slot can be had at once
         work.out.put(outputs)

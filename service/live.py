@@ -222,7 +222,6 @@ class LiveSession:
         try:
             for output in outputs:
                 self.session.deliver(output)
-            self.session.progress(queued_s=self.queued_s)
         except Exception:  # a fault of ours must not reach the batcher, which serves others
             self.crash()
         self._settle()

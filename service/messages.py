@@ -1,7 +1,7 @@
 """What a client asks of a session and what a session tells its client, in no wire format.
 
 A protocol adapter turns received frames into commands and messages into frames. Of the messages, recognition
-events and ``Flushed`` come from the batcher as they are.
+events, ``Flushed`` and, where the start asks for it, ``Progress`` come from the batcher as they are.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from asr.events import Event
 from service.config import Limits
-from service.stream_settings import AudioFormat, Flushed, StreamSettings
+from service.stream_settings import AudioFormat, Flushed, Progress, StreamSettings
 
 # Commands
 
@@ -118,16 +118,6 @@ class Ack:
 
     n_samples: int
     n_bytes: int
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Everything up to ``time``, in 16 kHz samples, has been recognised.
-
-    Only where the stream asked for it. For compressed audio it is an estimate.
-    """
-
-    time: int
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from collections import deque
 from dataclasses import dataclass
 
 from asr.events import Final, Partial, SpeechEnded, SpeechStarted
-from service.messages import Ack, Close, Done, Message, Progress
-from service.stream_settings import Flushed
+from service.messages import Ack, Close, Done, Message
+from service.stream_settings import Flushed, Progress
 
 # Sent messages kept for a client that resumes. It lacks what was on its way when its connection broke, a few
 # dozen at most; an hour of dialogue makes about a thousand, with their words some megabytes.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from asr.errors import AudioError, OptionError
-from asr.events import SAMPLE_RATE, Final, Partial, SpeechEnded, SpeechStarted
+from asr.events import Final, Partial, SpeechEnded, SpeechStarted
 from service.codes import FATAL_ERRORS
 from service.config import Limits
 from service.messages import (
@@ -28,7 +28,6 @@ from service.messages import (
     Ping,
     Pong,
     Problem,
-    Progress,
     Ready,
     Reply,
     Restart,
@@ -37,7 +36,7 @@ from service.messages import (
 )
 from service.outbox import Outbox
 from service.splice import Splice
-from service.stream_settings import Failed, Finished, Flushed, Output
+from service.stream_settings import Failed, Finished, Flushed, Output, Progress
 from service.unfinished import UnfinishedSegments
 
 MAX_ERRORS = 50  # recoverable ones, on one connection
@@ -139,7 +138,6 @@ class Session:
         self._splice = Splice()
         self._next: Start | None = None  # of the stream that is to follow
         self._bytes_before = 0  # received for the streams before
-        self._progress = 0
         self._n_errors = 0
         self._n_flushes = 0  # not answered yet
         self._acked_bytes = 0
@@ -247,26 +245,15 @@ class Session:
             case Flushed():
                 self._n_flushes -= 1
                 self.outbox.put(output)
+            case Progress():
+                if self.start.progress:
+                    self.outbox.put(output)
             case Finished():
                 self._finished(output)
             case Failed(error=AudioError() as error):
                 self.fail("bad_audio", str(error))
             case Failed():
                 self.fail("model_error", "the recogniser failed; start again on a new connection")
-
-    def progress(self, *, queued_s: float) -> None:
-        """Tell how far the audio has been recognised, if the client wants to know.
-
-        Args:
-            queued_s: Audio that has not been recognised.
-        """
-        if not self.start.progress or self.start.audio.bytes_per_frame is None:
-            return
-        # What is being recognised has left the queue: up to a window's first chunk, twice as long as others.
-        heard_s = self.audio_s - queued_s - 2 * self.start.settings.chunk_ms / 1000
-        if (time := int(heard_s * SAMPLE_RATE)) > self._progress:
-            self._progress = time
-            self.outbox.put(Progress(time))
 
     def expire(self, code: str, message: str) -> Action | None:
         """End in order because of a limit: what was said becomes final first.

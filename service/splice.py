@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from asr.events import SAMPLE_RATE, Final, Partial, SpeechEnded, SpeechStarted, Word
-from service.stream_settings import Finished, Flushed, Output
+from service.stream_settings import Finished, Flushed, Output, Progress
 
 
 class Splice:
@@ -66,6 +66,8 @@ class Splice:
                 return replace(output, time=output.time + by)
             case Flushed():
                 return Flushed(output.samples + by)
+            case Progress():
+                return Progress(output.time + by)
             case Finished():
                 return Finished(output.audio_s + self.audio_s, output.busy_s + self._busy_s)
         return output

@@ -71,6 +71,13 @@ class Flushed:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """Everything up to ``time``, in 16 kHz samples, has been recognised; what follows has not been heard."""
+
+    time: int
+
+
+@dataclass(frozen=True)
 class Finished:
     """The stream has ended as asked; ``busy_s`` is its share of the model's time."""
 
@@ -85,4 +92,4 @@ class Failed:
     error: Exception
 
 
-Output = Event | Flushed | Finished | Failed
+Output = Event | Flushed | Progress | Finished | Failed
