@@ -11,8 +11,8 @@ from websockets.exceptions import InvalidHeader
 from websockets.headers import parse_subprotocol
 from websockets.http11 import Response
 
-from service.http import STREAM_PATH, text_response
-from service.protocol import native
+from service.http import STREAM_PATH, json_response, text_response
+from service.protocol import native, openai_realtime
 from service.protocol.dialect import OpenDialect
 
 Query = Mapping[str, Sequence[str]]
@@ -106,11 +106,42 @@ def _native_keys(headers: Headers, query: Query) -> list[str]:
     return authorization(headers, "Bearer") or list(query.get("token", [""])[:1])
 
 
+def openai_refusal(refusal: Refusal) -> Response:
+    """Refuse as OpenAI does.
+
+    Args:
+        refusal: Why.
+    """
+    codes = {"token": "invalid_api_key", "origin": "forbidden", "full": "rate_limit_exceeded"}
+    code = codes.get(refusal.reason, refusal.reason.replace(" ", "_"))
+    kind = "server_error" if refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
+    error = {"message": refusal.text, "type": kind, "param": None, "code": code}
+    return json_response(refusal.status, {"error": error}, dict(refusal.headers))
+
+
+_OPENAI_KEY = "openai-insecure-api-key."
+
+
+def _openai_keys(headers: Headers, query: Query) -> list[str]:
+    # Browsers cannot set headers for a websocket; they offer the key as a subprotocol.
+    offered = [each[len(_OPENAI_KEY) :] for each in subprotocols(headers) if each.startswith(_OPENAI_KEY)]
+    return authorization(headers, "Bearer") or offered
+
+
 ROUTES: dict[str, Route] = {
     STREAM_PATH: Route(
         native.open_dialect,
         _native_keys,
         text_refusal,
         "a token is needed: Authorization: Bearer TOKEN, or ?token=TOKEN",
+    ),
+    "/v1/realtime": Route(
+        openai_realtime.open_dialect,
+        _openai_keys,
+        openai_refusal,
+        "Incorrect API key provided. Use one of the server's tokens: Authorization: Bearer TOKEN, or the "
+        "websocket subprotocol openai-insecure-api-key.TOKEN.",
+        subprotocol="realtime",
+        message_bytes=openai_realtime.MAX_MESSAGE_BYTES,
     ),
 }
