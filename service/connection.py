@@ -43,12 +43,12 @@ class StreamSocket(ServerConnection):
     Attributes:
         place: Reserved at the handshake; None once a session has it, or where none was needed.
         dialect: What the client speaks, by the path it asked for.
-        subprotocol_wanted: The websocket subprotocol to take if the client offers it.
+        subprotocols_wanted: Websocket subprotocols to take if the client offers one.
     """
 
     place: Place | None = None
     dialect: Dialect | None = None
-    subprotocol_wanted: str = ""
+    subprotocols_wanted: tuple[str, ...] = ()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give the place back."""

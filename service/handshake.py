@@ -110,7 +110,7 @@ class Doorkeeper:
         if isinstance(decision, Refusal):
             self._metrics.refused.labels(decision.reason).inc()
             return route.respond(decision)
-        websocket.dialect, websocket.subprotocol_wanted = decision, route.subprotocol
+        websocket.dialect, websocket.subprotocols_wanted = decision, route.subprotocols
         if route.message_bytes:
             websocket.limit_messages(route.message_bytes)
         if not (decision.is_resumable and self._is_resuming(query)):

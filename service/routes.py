@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from uuid import uuid4
 
 from websockets.datastructures import Headers
 from websockets.exceptions import InvalidHeader
@@ -12,7 +13,7 @@ from websockets.headers import parse_subprotocol
 from websockets.http11 import Response
 
 from service.http import STREAM_PATH, json_response, text_response
-from service.protocol import native, openai_realtime
+from service.protocol import deepgram, native, openai_realtime
 from service.protocol.dialect import OpenDialect
 
 Query = Mapping[str, Sequence[str]]
@@ -44,7 +45,7 @@ class Route:
         keys: The keys that a request shows, in any of the protocol's ways.
         respond: A refusal as the protocol's clients read it.
         key_hint: How to show a key.
-        subprotocol: The websocket subprotocol to take if it is offered.
+        subprotocols: Websocket subprotocols to take if one is offered.
         message_bytes: Of one message, where the protocol says so; None is the server's limit.
     """
 
@@ -52,7 +53,7 @@ class Route:
     keys: Callable[[Headers, Query], list[str]]
     respond: Callable[[Refusal], Response]
     key_hint: str
-    subprotocol: str = ""
+    subprotocols: tuple[str, ...] = ()
     message_bytes: int | None = None
 
 
@@ -86,7 +87,7 @@ def authorization(headers: Headers, *schemes: str) -> list[str]:
     return [key.strip()] if scheme.lower() in (each.lower() for each in schemes) else []
 
 
-def subprotocols(headers: Headers) -> list[str]:
+def _offered(headers: Headers) -> list[str]:
     """Return the subprotocols that a request offers, none where they cannot be read.
 
     Args:
@@ -124,8 +125,30 @@ _OPENAI_KEY = "openai-insecure-api-key."
 
 def _openai_keys(headers: Headers, query: Query) -> list[str]:
     # Browsers cannot set headers for a websocket; they offer the key as a subprotocol.
-    offered = [each[len(_OPENAI_KEY) :] for each in subprotocols(headers) if each.startswith(_OPENAI_KEY)]
+    offered = [each[len(_OPENAI_KEY) :] for each in _offered(headers) if each.startswith(_OPENAI_KEY)]
     return authorization(headers, "Bearer") or offered
+
+
+def deepgram_refusal(refusal: Refusal) -> Response:
+    """Refuse as Deepgram does.
+
+    Args:
+        refusal: Why.
+    """
+    codes = {"token": "INVALID_AUTH", "full": "TOO_MANY_REQUESTS"}
+    code = codes.get(refusal.reason, refusal.reason.upper().replace(" ", "_"))
+    body = {"err_code": code, "err_msg": refusal.text, "request_id": str(uuid4())}
+    return json_response(refusal.status, body, dict(refusal.headers))
+
+
+_DEEPGRAM_SCHEMES = ("token", "bearer")
+
+
+def _deepgram_keys(headers: Headers, query: Query) -> list[str]:
+    # Browsers offer the scheme and the key as two subprotocols.
+    offered = _offered(headers)
+    pair = offered[1:2] if offered[:1] and offered[0].lower() in _DEEPGRAM_SCHEMES else []
+    return authorization(headers, *_DEEPGRAM_SCHEMES) or pair
 
 
 ROUTES: dict[str, Route] = {
@@ -141,7 +164,15 @@ ROUTES: dict[str, Route] = {
         openai_refusal,
         "Incorrect API key provided. Use one of the server's tokens: Authorization: Bearer TOKEN, or the "
         "websocket subprotocol openai-insecure-api-key.TOKEN.",
-        subprotocol="realtime",
+        subprotocols=("realtime",),
         message_bytes=openai_realtime.MAX_MESSAGE_BYTES,
+    ),
+    "/v1/listen": Route(
+        deepgram.open_dialect,
+        _deepgram_keys,
+        deepgram_refusal,
+        "Invalid credentials. Use one of the server's tokens: Authorization: Token TOKEN, or the websocket "
+        "subprotocols token, TOKEN.",
+        subprotocols=_DEEPGRAM_SCHEMES,
     ),
 }

@@ -220,8 +220,8 @@ class Server:
 
 def _select_subprotocol(websocket: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
     """Take what the path's protocol wants; a client that offers something else is let in without any."""
-    wanted = cast(StreamSocket, websocket).subprotocol_wanted
-    return next((each for each in offered if each == wanted), None)
+    wanted = cast(StreamSocket, websocket).subprotocols_wanted
+    return next((each for each in offered if each in wanted), None)
 
 
 def _tls(config: ServerConfig) -> ssl.SSLContext | None:
