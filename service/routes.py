@@ -137,8 +137,12 @@ def deepgram_refusal(refusal: Refusal) -> Response:
     """
     codes = {"token": "INVALID_AUTH", "full": "TOO_MANY_REQUESTS"}
     code = codes.get(refusal.reason, refusal.reason.upper().replace(" ", "_"))
-    body = {"err_code": code, "err_msg": refusal.text, "request_id": str(uuid4())}
-    return json_response(refusal.status, body, dict(refusal.headers))
+    request_id = str(uuid4())
+    body = {"err_code": code, "err_msg": refusal.text, "request_id": request_id}
+    # Their websocket clients show headers where they hide bodies. Parts of the text may be the client's own.
+    shown = "".join(each if " " <= each <= "~" else "?" for each in refusal.text)
+    headers = {"dg-error": shown, "dg-request-id": request_id, **dict(refusal.headers)}
+    return json_response(refusal.status, body, headers)
 
 
 _DEEPGRAM_SCHEMES = ("token", "bearer")

@@ -48,6 +48,7 @@ class Configure(_Message):
     features: dict[str, bool] | None = None
 
 
+_FIELDS = {"keyterms": "list of texts", "features": "object of truth values"}
 ClientMessage = KeepAlive | Finalize | CloseStream | Configure
 _CLIENT_MESSAGE: TypeAdapter[ClientMessage] = TypeAdapter(
     Annotated[ClientMessage, Field(discriminator="type")]
@@ -67,8 +68,12 @@ def parse_message(text: str) -> ClientMessage | str:
         return _CLIENT_MESSAGE.validate_json(text)
     except ValidationError as error:
         details = error.errors()[0]
-        where = ".".join(str(part) for part in details["loc"][1:])
-        reason = f"{where}: {details['msg']}" if where else details["msg"]
+        if details["type"] == "json_invalid":
+            reason = "the text is no JSON"
+        elif field := "".join(str(part) for part in details["loc"][1:2]):
+            reason = f"{field} is no {_FIELDS[field]}"
+        else:
+            reason = "this is no message of a known type"
         return f"{reason}; expected a JSON object whose type is KeepAlive, Finalize, CloseStream or Configure"
 
 

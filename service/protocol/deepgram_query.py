@@ -68,7 +68,7 @@ def parse_query(opening: Opening) -> ListenOptions:
     silence_ms = min(each for each in limits_ms if each is not None)
     settings = replace(
         opening.defaults,
-        language=_language(query, opening.languages),
+        language=_language(query, opening),
         hotwords=check_keyterms(_keyterms(query)),
         second_pass=False,  # it would hold finals back
         silence_ms=min(max(silence_ms, _SILENCE_MS[0]), _SILENCE_MS[1]),
@@ -184,9 +184,11 @@ def _utterance_end(query: _Query, *, interim: bool) -> int | None:
     return gap_ms
 
 
-def _language(query: _Query, known: Sequence[str]) -> str | None:
-    value = query.one("language")
-    if value is None or value.lower() == "multi":
+def _language(query: _Query, opening: Opening) -> str | None:
+    value, known = query.one("language"), opening.languages
+    if value is None:
+        return opening.defaults.language
+    if value.lower() == "multi":
         return None
     code = re.split("[-_]", value.lower())[0]
     if known and code not in known:
