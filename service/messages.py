@@ -78,7 +78,14 @@ class Restart:
     start: Start
 
 
-Command = Start | Restart | Audio | Flush | Stop | Ping | Problem
+@dataclass(frozen=True)
+class Note:
+    """What a protocol leaves for itself: it comes back as a message, in its place among the others."""
+
+    content: object
+
+
+Command = Start | Restart | Audio | Flush | Stop | Ping | Problem | Note
 Frame = str | bytes
 
 
@@ -154,4 +161,4 @@ class Close:
     reason: str = ""
 
 
-Message = Event | Ready | Ack | Progress | Pong | Error | Flushed | Done | Reply | Close
+Message = Event | Ready | Ack | Progress | Pong | Error | Flushed | Done | Reply | Note | Close

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
-from service.messages import Command, Error, Message, Reply
+from service.messages import Command, Error, Message, Note, Reply
 
 
 class Metrics:
@@ -34,7 +34,7 @@ class Metrics:
         Args:
             command: As its frame was understood; a reply counts when it is sent.
         """
-        if not isinstance(command, Reply):
+        if not isinstance(command, Note | Reply):
             self._received.labels(_type(command)).inc()
 
     def count_sent(self, message: Message) -> None:

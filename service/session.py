@@ -25,6 +25,7 @@ from service.messages import (
     Done,
     Error,
     Flush,
+    Note,
     Ping,
     Pong,
     Problem,
@@ -169,6 +170,9 @@ class Session:
         match command:
             case Problem():
                 return self._complain(command)
+            case Note():
+                self.outbox.put(command)
+                return None
             case Reply():
                 self.outbox.put(command)
                 return self._count_error() if command.error else None

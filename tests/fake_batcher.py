@@ -40,7 +40,7 @@ class FakeSlot:
         self._work: list[bytes | str] = []
         self._n_bytes = self._n_words = self._segment = 0
         self._words: list[Word] = []
-        self._is_speaking = False
+        self._is_speaking = self._is_voice_told = False
 
     @property
     def queued_s(self) -> float:
@@ -79,7 +79,8 @@ class FakeSlot:
         if work == "flush":
             return [*self._close_segment(), Flushed(self._now), Progress(self._now)]
         self.close()
-        return [*self._close_segment(), Finished(self._now / SAMPLE_RATE, 0.1)]
+        ended = [SpeechEnded(self._now)] if self._is_voice_told and not self._words else []
+        return [*ended, *self._close_segment(), Finished(self._now / SAMPLE_RATE, 0.1)]
 
     @property
     def _now(self) -> int:
@@ -93,6 +94,7 @@ class FakeSlot:
 
     def _hear(self, data: bytes) -> list[Output]:
         events: list[Output] = [] if self._is_speaking else [SpeechStarted(self._now)]
+        self._is_voice_told = self._is_voice_told or not self._is_speaking
         self._is_speaking = True
         self._n_bytes += len(data)
         while self._now >= (self._n_words + 1) * WORD:
@@ -106,15 +108,19 @@ class FakeSlot:
         return events
 
     def _rest(self, data: bytes) -> list[Event]:
+        before = self._now
         self._n_bytes += len(data)
         self._n_words = -(-self._now // WORD)
         self._is_speaking = False
-        return self._close_segment()
+        ended: list[Event] = [SpeechEnded(before)] if self._is_voice_told and not self._words else []
+        self._is_voice_told = False
+        return [*ended, *self._close_segment()]
 
     def _close_segment(self) -> list[Event]:
         if not self._words:
             return []
         words, self._words = tuple(self._words), []
+        self._is_voice_told = False
         end = words[-1].end
         text = " ".join(word.text for word in words)
         final = Final(self._segment, text, words, words[0].start, end, False, self._now)

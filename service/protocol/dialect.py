@@ -14,7 +14,9 @@ What a dialect may rely on:
 - Of the messages of :mod:`service.messages` those of a stream come in this order: ``Ready``, then events,
   ``Flushed`` for each ``Flush``, ``Done`` after ``Stop``, ``Close``. Where the client reads slowly, only the
   newest ``Partial``, ``Ack`` and ``Progress`` are kept; all the others always come.
-- ``receive`` runs ahead of ``send``: commands take effect in order, their messages come later.
+- ``receive`` runs ahead of ``send``: commands take effect in order, their messages come later. A ``Note``
+  comes back to ``send`` in its place: after what the commands before it caused at once, and after ``Ready``
+  or the refusal if that was a ``Start`` or ``Restart``.
 - A ``Start`` that the model refuses is answered by ``Error("invalid_field", ...)`` whose ``field`` is the
   option; audio that follows is answered by ``not_started`` until another ``Start`` is taken.
 - ``Restart`` changes the settings of a running stream: what was sent before is recognised with the old ones.

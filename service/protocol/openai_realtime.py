@@ -12,6 +12,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -26,7 +27,7 @@ from service.messages import (
     Error,
     Flush,
     Frame,
-    Ready,
+    Note,
     Reply,
     Restart,
     Start,
@@ -56,6 +57,23 @@ SUPPORTED_EVENTS = (
 _PIECE_S = 1  # of a long append, that is fed at once
 _CLOSE_CODES = {"too_many_errors": 1008, "model_error": 1011, "bad_audio": 1008}  # others: 1001, come back
 _JSON: TypeAdapter[Any] = TypeAdapter(Any)  # bounded nesting, no lone surrogates
+
+
+@dataclass(frozen=True)
+class _Commit:
+    """A note: the client has committed so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Turns:
+    """A note: turns end after a silence, or, where that is None, with a commit."""
+
+    silence_ms: int | None
+
+
+_CLEAR = "clear"  # a note: the client has cleared what it has not committed
 
 
 def open_dialect(opening: Opening) -> OpenAIRealtimeDialect:
@@ -95,9 +113,7 @@ class OpenAIRealtimeDialect(Dialect):
         self._settings = Settings.default(opening)
         self._expires_at = int(clock() + opening.limits.session_s)
         self._session_id = ""
-        self._items = Conversation(
-            lambda: f"item_{token()}", silence_ms=self._settings.start.settings.silence_ms
-        )
+        self._items = Conversation(lambda: f"item_{token()}")
         self._items.is_beta = opening.headers.get("openai-beta") == "realtime=v1" or (
             BETA_SUBPROTOCOL in opening.headers.get("sec-websocket-protocol", "")
         )
@@ -132,7 +148,7 @@ class OpenAIRealtimeDialect(Dialect):
         event: Mapping[str, Any] = {}
         try:
             event = _parsed(frame)
-            match event["type"]:
+            match _kind(event):
                 case "input_audio_buffer.append":
                     return self._append(event)
                 case "input_audio_buffer.commit":
@@ -184,17 +200,14 @@ class OpenAIRealtimeDialect(Dialect):
         if not self._seconds:
             message = "Error committing input audio buffer: the buffer is empty. Append audio first."
             raise ProtocolError("input_audio_buffer_commit_empty", message)
-        events = self._items.commit(self._seconds, is_manual=self._is_manual)
-        self._seconds, self._rest = 0.0, b""
-        return [*self._replies(events), Flush()]
+        seconds, self._seconds, self._rest = self._seconds, 0.0, b""
+        return [Note(_Commit(seconds)), Flush()]
 
     def _clear(self) -> list[Command | Reply]:
-        replies = self._replies([{"type": "input_audio_buffer.cleared"}])
         is_empty, self._seconds, self._rest = not self._seconds, 0.0, b""
         if is_empty:
-            return replies
-        self._items.clear(is_manual=self._is_manual)
-        return [*replies, Flush()]
+            return [Reply(self._frames([{"type": "input_audio_buffer.cleared"}]))]
+        return [Note(_CLEAR), Flush()]
 
     def _update(self, event: Mapping[str, Any], kind: str) -> list[Command | Reply]:
         if "session" not in event:
@@ -208,8 +221,8 @@ class OpenAIRealtimeDialect(Dialect):
             self._items.is_beta = True
         if self._settings.audio != before.audio:
             self._rest = b""
-        replies = self._replies([{"type": f"{kind}d", "session": self._session()}])
-        return [*(self._start() if self._running else []), *replies]
+        reply = Reply(self._frames([{"type": f"{kind}d", "session": self._session()}]))
+        return [*(self._start() if self._running else []), reply]
 
     def _start(self) -> list[Command | Reply]:
         """Make the recogniser work as the settings say; nothing where it does."""
@@ -218,15 +231,18 @@ class OpenAIRealtimeDialect(Dialect):
             return []
         command = Restart(wanted) if self._running else wanted
         self._running, self._is_manual = wanted, is_manual
-        self._items.start(is_manual=is_manual, silence_ms=wanted.settings.silence_ms)
-        return [command]
+        return [command, Note(_Turns(None if is_manual else wanted.settings.silence_ms))]
 
     # What the session tells
 
     def _events(self, outgoing: Outgoing) -> list[Event]:
         match outgoing.message:
-            case Ready():
-                return self._items.ready()
+            case Note(_Turns(silence_ms)):
+                return self._items.detect_turns(silence_ms=silence_ms)
+            case Note(_Commit(seconds)):
+                return self._items.commit(seconds)
+            case Note():
+                return self._items.clear()
             case Partial() as partial:
                 return self._items.partial(partial)
             case Final() as final:
@@ -249,11 +265,12 @@ class OpenAIRealtimeDialect(Dialect):
         match error.code:
             case "invalid_field":  # the recogniser has refused the settings; the next audio tries again
                 self._running = None
-                self._items.refused()
                 param = {"language": "session.audio.input.transcription.language"}.get(error.field or "")
-                return [*self._items.fail(error.message), _error("invalid_value", error.message, param=param)]
-            case "not_started" | "shutting_down":
-                return []  # a consequence of the above; the close code says it
+                return [_error("invalid_value", error.message, param=param)]
+            case "not_started":  # a consequence of the above, for audio or for a commit
+                return self._items.fail("The session's settings were refused.")
+            case "shutting_down":
+                return []  # the close code says it
             case "model_error":
                 body = _error("server_error", error.message, kind="server_error")
                 return [*self._items.fail(error.message), body]
@@ -266,9 +283,6 @@ class OpenAIRealtimeDialect(Dialect):
         own = {"id": self._session_id, "object": "realtime.transcription_session"}
         return own | body | {"expires_at": self._expires_at}
 
-    def _replies(self, events: Sequence[Event]) -> list[Command | Reply]:
-        return [Reply(self._frames(events))] if events else []
-
     def _frames(self, events: Sequence[Event]) -> tuple[Frame, ...]:
         return tuple(
             json.dumps(
@@ -279,7 +293,7 @@ class OpenAIRealtimeDialect(Dialect):
 
 
 def _parsed(frame: Frame) -> dict[str, Any]:
-    """The event of a frame, whose type is a text."""
+    """The event of a frame."""
     try:
         event = _JSON.validate_json(frame)
     except ValidationError as error:
@@ -287,11 +301,16 @@ def _parsed(frame: Frame) -> dict[str, Any]:
         raise ProtocolError("invalid_json", message) from error
     if not isinstance(event, dict):
         raise ProtocolError("invalid_json", "The event is not a JSON object.")
+    return event
+
+
+def _kind(event: Mapping[str, Any]) -> str:
+    """The event's type."""
     if "type" not in event:
         raise missing("type")
     if not isinstance(event["type"], str):
         raise invalid_type(event["type"], "a string", "type")
-    return event
+    return event["type"]
 
 
 def _audio(event: Mapping[str, Any]) -> bytes:

@@ -77,7 +77,8 @@ class Item:
             logprobs: Tell log probabilities.
         """
         events = self.read(final.text, final.words, logprobs=logprobs)
-        self.finals.append(final.text)
+        if final.text:
+            self.finals.append(final.text)
         self.words += final.words
         self.n_words_told = 0
         return events
@@ -122,91 +123,72 @@ class Item:
 class _Mark:
     """A flush that the client caused: by a commit of an item, a commit of whatever is open, or a clear."""
 
-    is_clear: bool
-    item: Item | None
-    n_items: int  # that turn detection had made when it came
+    is_clear: bool = True
+    item: Item | None = None
+    n_items: int = 0  # that turn detection had made when it came
 
 
 class Conversation:
-    """All items of a connection. What the client does runs ahead of what the recogniser tells.
+    """All items of a connection; what client and recogniser do comes in the order in which it is told.
 
     Attributes:
         is_beta: Tell new items in the beta dialect's way.
         logprobs: Tell log probabilities.
     """
 
-    def __init__(self, new_id: Callable[[], str], *, silence_ms: int) -> None:
+    def __init__(self, new_id: Callable[[], str]) -> None:
         """Start with turn detection.
 
         Args:
             new_id: Gives the names of items.
-            silence_ms: That ends a turn.
         """
         self.is_beta = False
         self.logprobs = False
         self._new_id = new_id
         self._last_id: str | None = None
         self._marks: deque[_Mark] = deque()
-        # Each start of a stream comes into force when the recogniser is ready for it.
-        self._modes: deque[tuple[bool, int, Item]] = deque()
-        self._is_manual, self._silence = False, silence_ms * SAMPLE_RATE // 1000
+        self._is_manual = False
+        self._silence = 0  # samples that end a turn
         self._uncommitted = Item(new_id())  # without turn detection
         self._open: deque[Item] = deque()  # with turn detection: usually one at most
+        self._voice: str | None = None  # the item with which the running speech was announced
         self._n_items = 0  # that turn detection has made
 
-    # What the client does
+    def detect_turns(self, *, silence_ms: int | None) -> list[Event]:
+        """Go on with or without turn detection; the stream that runs now has just started.
 
-    def commit(self, seconds: float, *, is_manual: bool) -> list[Event]:
+        Args:
+            silence_ms: That ends a turn; None for no turn detection.
+        """
+        was_manual, self._is_manual = self._is_manual, silence_ms is None
+        self._silence = (silence_ms or 0) * SAMPLE_RATE // 1000
+        if self._is_manual:
+            return self._close_all()
+        if was_manual and self._uncommitted.told:  # turn detection goes on with what was not committed
+            self._open.append(self._uncommitted)
+        if was_manual:
+            self._uncommitted = Item(self._new_id())
+        return []
+
+    def commit(self, seconds: float) -> list[Event]:
         """End the item; a flush follows.
 
         Args:
             seconds: Of audio since the last commit.
-            is_manual: Whether there is no turn detection.
         """
-        if not is_manual:
-            self._marks.append(_Mark(False, None, self._n_items))
+        if not self._is_manual:
+            self._marks.append(_Mark(is_clear=False, n_items=self._n_items))
             return []
         item, self._uncommitted = self._uncommitted, Item(self._new_id())
         item.seconds = seconds
-        self._marks.append(_Mark(False, item, 0))
+        self._marks.append(_Mark(is_clear=False, item=item))
         return self._committed(item)
 
-    def clear(self, *, is_manual: bool) -> None:
-        """Forget what was said since the last commit; a flush follows.
-
-        Args:
-            is_manual: Whether there is no turn detection.
-        """
-        self._marks.append(_Mark(True, self._uncommitted if is_manual else None, 0))
-        if is_manual:
-            self._uncommitted = Item(self._new_id())
-
-    def start(self, *, is_manual: bool, silence_ms: int) -> None:
-        """Go on with other settings; a start or restart follows.
-
-        Args:
-            is_manual: Whether there is no turn detection.
-            silence_ms: That ends a turn.
-        """
-        self._modes.append((is_manual, silence_ms * SAMPLE_RATE // 1000, self._uncommitted))
-        if not is_manual:
-            self._uncommitted = Item(self._new_id())
-
-    # What the recogniser tells
-
-    def ready(self) -> list[Event]:
-        """A stream has started: its settings are in force."""
-        was_manual = self._is_manual
-        self._is_manual, self._silence, before = self._modes.popleft()
-        if self._is_manual:
-            return self._close_all()
-        if was_manual and before.told:  # turn detection goes on with what was not committed
-            self._open.append(before)
-        return []
-
-    def refused(self) -> None:
-        """A stream could not start."""
-        self._modes.popleft()
+    def clear(self) -> list[Event]:
+        """Forget what was said since the last commit; a flush follows."""
+        self._marks.append(_Mark())
+        self._uncommitted = Item(self._new_id())
+        return [{"type": "input_audio_buffer.cleared"}]
 
     def speech_started(self, time: int) -> list[Event]:
         """Speech began.
@@ -214,12 +196,13 @@ class Conversation:
         Args:
             time: In samples.
         """
-        if self._is_manual or self._is_dropping:
+        if self._is_manual:
             return []
         if not self._open or self._open[-1].ended is not None:
             self._open.append(Item(self._new_id()))
         item = self._open[-1]
         item.begun = time if item.begun is None else item.begun
+        self._voice = item.id
         body = {"audio_start_ms": time * 1000 // SAMPLE_RATE, "item_id": item.id}
         return [{"type": "input_audio_buffer.speech_started", **body}]
 
@@ -229,11 +212,13 @@ class Conversation:
         Args:
             time: In samples.
         """
-        if self._is_manual or self._is_dropping or not self._open or self._open[-1].ended is not None:
+        item_id, self._voice = self._voice, None
+        if self._open and self._open[-1].ended is None:
+            self._open[-1].ended = time
+            item_id = self._open[-1].id
+        if self._is_manual or item_id is None:
             return []
-        item = self._open[-1]
-        item.ended = time
-        body = {"audio_end_ms": time * 1000 // SAMPLE_RATE, "item_id": item.id}
+        body = {"audio_end_ms": time * 1000 // SAMPLE_RATE, "item_id": item_id}
         return [{"type": "input_audio_buffer.speech_stopped", **body}]
 
     def partial(self, partial: Partial) -> list[Event]:
@@ -263,7 +248,7 @@ class Conversation:
 
     def flushed(self) -> list[Event]:
         """What the client has asked for is done: the oldest commit or clear."""
-        mark = self._marks.popleft() if self._marks else _Mark(True, None, 0)
+        mark = self._marks.popleft() if self._marks else _Mark()
         if mark.is_clear:
             self._open.clear()
             return []
@@ -301,7 +286,7 @@ class Conversation:
         Args:
             message: Why.
         """
-        items = [mark.item for mark in self._marks if mark.item and not mark.is_clear]
+        items = [mark.item for mark in self._marks if mark.item]
         self._marks.clear()
         return [item.failed(message) for item in items]
 
