@@ -27,14 +27,18 @@ def tone(seconds: float = SECONDS, *, rate: int = 48_000, channels: int = 1) -> 
 
 
 def contained(container: str, codec: str, *, rate: int = 48_000, channels: int = 1) -> bytes:
-    """The tone in a file that was written without ever seeking back, as live streams are."""
+    """The tone in a file."""
+    return contained_samples(tone(rate=rate, channels=channels), container, codec, rate=rate)
+
+
+def contained_samples(samples: np.ndarray, container: str, codec: str, *, rate: int = 48_000) -> bytes:
+    """Samples ``[channels, N]`` or ``[N]`` in a file written without seeking, as live streams are."""
+    samples = np.atleast_2d(samples).astype(np.float32)
     data = io.BytesIO()
     data.seekable = lambda: False  # type: ignore[method-assign]
     with av.open(data, "w", format=container) as file:
-        stream = file.add_stream(codec, rate=rate, layout="stereo" if channels == 2 else "mono")
-        frame = av.AudioFrame.from_ndarray(
-            tone(rate=rate, channels=channels), format="fltp", layout=stream.layout.name
-        )
+        stream = file.add_stream(codec, rate=rate, layout="stereo" if len(samples) == 2 else "mono")
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=stream.layout.name)
         frame.sample_rate = rate
         resampler = av.AudioResampler(format=stream.format.name, layout=stream.layout.name, rate=rate)
         for part in resampler.resample(frame):

@@ -42,9 +42,9 @@ def test_audio(query: str, audio: AudioFormat) -> None:
 def test_defaults() -> None:
     """What is left out: no interim results, no events, plain transcripts, the server's settings."""
     options = parse(RAW, defaults=StreamSettings(chunk_ms=160, language="de", beam_size=2, silence_ms=700))
-    assert options.start.settings == StreamSettings(chunk_ms=160, language="de", beam_size=2, silence_ms=300)
+    assert options.start.settings == StreamSettings(chunk_ms=160, language="de", beam_size=2, silence_ms=100)
     assert not options.start.interim and options.start.progress
-    assert options.endpointing_ms == 300
+    assert options.endpointing_ms == 100
     assert (options.utterance_end_ms, options.vad_events, options.punctuate) == (None, False, False)
 
 
@@ -57,8 +57,8 @@ def test_flags() -> None:
 @pytest.mark.parametrize(
     ("query", "endpointing_ms", "silence_ms"),
     [
-        ("", 300, 300),
-        ("endpointing=true", 300, 300),
+        ("", 100, 100),
+        ("endpointing=true", 100, 100),
         ("endpointing=10", 100, 100),
         ("endpointing=0", 100, 100),
         ("endpointing=450", 450, 450),
