@@ -345,7 +345,7 @@ class Batcher:
                 ended = Finished(work.n_heard / SAMPLE_RATE, work.busy_s)
                 outputs.append(Failed(work.error) if work.error is not None else ended)
             if then != "finish":
-                outputs.append(Progress(work.n_heard))
+                outputs.append(Progress(work.n_heard, work.stream.n_due))
         if then == "finish" or isinstance(outcome, Exception):
             self._drop(work)  # before anybody hears of it, so that the slot can be had at once
         work.out.put(outputs)

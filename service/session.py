@@ -168,6 +168,8 @@ class Session:
         if self.state is State.ENDED:
             return None
         match command:
+            case Problem(fatal=True):
+                return self.expire(command.code, command.message)
             case Problem():
                 return self._complain(command)
             case Note():

@@ -67,7 +67,7 @@ class Splice:
             case Flushed():
                 return Flushed(output.samples + by)
             case Progress():
-                return Progress(output.time + by)
+                return replace(output, time=output.time + by)
             case Finished():
                 return Finished(output.audio_s + self.audio_s, output.busy_s + self._busy_s)
         return output

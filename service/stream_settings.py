@@ -72,9 +72,13 @@ class Flushed:
 
 @dataclass(frozen=True)
 class Progress:
-    """Everything up to ``time``, in 16 kHz samples, has been recognised; what follows has not been heard."""
+    """Everything up to ``time``, in 16 kHz samples, has been recognised; what follows has not been heard.
+
+    ``n_due`` more samples are needed before any of them are.
+    """
 
     time: int
+    n_due: int = 0
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ class Dialogue:
         self.closed: tuple[int, str] | None = None
         self.log: list[str] = []
         self.is_held = False
+        self.is_scripted = False  # nothing is recognised but what is delivered
         self._get(dialect.opened(self.session.id))
         self._obey(dialect.start_commands())
         self.pump()
@@ -57,11 +58,11 @@ class Dialogue:
     def pump(self) -> None:
         """Let the model recognise and the connection write, unless they are held."""
         while not self.is_held:
-            while self.slot and self.slot.is_busy:
+            while self.slot and self.slot.is_busy and not self.is_scripted:
                 for output in self.slot.tick():
                     self.session.deliver(output)
             self._write()
-            if not (self.slot and self.slot.is_busy):
+            if self.is_scripted or not (self.slot and self.slot.is_busy):
                 return
 
     def messages(self) -> list[dict]:

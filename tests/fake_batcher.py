@@ -75,9 +75,9 @@ class FakeSlot:
             if work.startswith((BAD_AUDIO, BROKEN_MODEL)):
                 return self._fail(work)
             events = self._rest(work) if work.startswith(QUIET) else self._hear(work)
-            return [*events, Progress(self._now)]
+            return [*events, Progress(self._now, 1)]
         if work == "flush":
-            return [*self._close_segment(), Flushed(self._now), Progress(self._now)]
+            return [*self._close_segment(), Flushed(self._now), Progress(self._now, 1)]
         self.close()
         ended = [SpeechEnded(self._now)] if self._is_voice_told and not self._words else []
         return [*ended, *self._close_segment(), Finished(self._now / SAMPLE_RATE, 0.1)]
