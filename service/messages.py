@@ -64,11 +64,12 @@ class Ping:
 
 @dataclass(frozen=True)
 class Problem:
-    """A frame that is no command; ``field`` is the wrong one if there is one."""
+    """A frame that is no command; ``field`` is the wrong one if there is one. Fatal: the session ends."""
 
     code: str
     message: str
     field: str | None = None
+    fatal: bool = False
 
 
 @dataclass(frozen=True)

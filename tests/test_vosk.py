@@ -127,7 +127,7 @@ def test_a_wrong_configuration_closes_the_connection(config: str, said: str, is_
 def test_odd_cuts() -> None:
     """Samples that are cut in two are put together again."""
     client = connect()
-    replies = [*(ask(client, bytes(999)) for _ in range(40)), ask(client, EOF)]
+    replies = [*(ask(client, bytes(999)) for _ in range(41)), ask(client, EOF)]
     assert [reply["text"] for reply in replies if "text" in reply] == ["w0 w1 w2 w3", "w4"]
 
 
