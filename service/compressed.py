@@ -120,9 +120,9 @@ class CompressedIntake:
         demuxer = _DEMUXERS.get(self._encoding)
         if self._encoding == "opus":
             # Browsers call Opus in Ogg or WebM by this name too. No other magic: a packet may begin with it.
-            demuxer = {"ogg": "ogg", "matroska": "matroska"}.get(_demuxer_of(self._pipe.peek_piece()) or "")
+            demuxer = {"ogg": "ogg", "matroska": "matroska"}.get(demuxer_of(self._pipe.peek_piece()) or "")
         elif self._encoding == "container":
-            demuxer = _demuxer_of(self._pipe.peek(_MAGIC_BYTES))
+            demuxer = demuxer_of(self._pipe.peek(_MAGIC_BYTES))
         if demuxer is not None:
             yield from self._demuxed(demuxer)
         elif self._encoding == "opus":
@@ -151,8 +151,12 @@ class CompressedIntake:
         self._on_samples()
 
 
-def _demuxer_of(magic: bytes) -> str | None:
-    """Return FFmpeg's name of the container that begins with these bytes, if it is one we take."""
+def demuxer_of(magic: bytes) -> str | None:
+    """Return FFmpeg's name of the container that begins with these bytes, if it is one we take.
+
+    Args:
+        magic: The first bytes, a dozen or more.
+    """
     for start, demuxer in _MAGIC.items():
         if magic.startswith(start):
             return demuxer

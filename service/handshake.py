@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from http import HTTPStatus
 from urllib.parse import parse_qs
@@ -125,12 +125,9 @@ class Doorkeeper:
     def _decide(self, route: Route, headers: Headers, query: Query) -> Dialect | Refusal:
         """What the client is going to speak, or why it would be refused."""
         origin, host = header(headers, "Origin"), header(headers, "Host")
-        if not is_allowed_origin(origin, host=host, allowed=self._allow_origins):
-            text = f"pages of {origin} may not connect; start the server with --allow-origin {origin}"
-            return Refusal(HTTPStatus.FORBIDDEN, "origin", text)
-        if self._tokens and not any(self._tokens.accept(key) for key in route.keys(headers, query)):
-            challenge = (("WWW-Authenticate", "Bearer"),)
-            return Refusal(HTTPStatus.UNAUTHORIZED, "token", route.key_hint, challenge)
+        keys = route.keys(headers, query)
+        if stranger := self.stranger(origin=origin, host=host, keys=keys, key_hint=route.key_hint):
+            return stranger
         lower = {name.lower(): header(headers, name) for name in headers}
         try:
             dialect = route.open_dialect(replace(self.opening, query=query, headers=lower))
@@ -138,11 +135,34 @@ class Doorkeeper:
             return Refusal(HTTPStatus.BAD_REQUEST, error.code or "bad request", str(error))
         if dialect.is_resumable and self._is_resuming(query):
             return dialect  # the session has a place already, and a server that drains lets it go on
-        if self.closed_because:
-            return _unavailable(self.closed_because, f"the server is {self.closed_because}")
-        if self._registry.is_full:
-            return _unavailable("full", "all places are taken; try again later")
-        return dialect
+        if closed := self.closed():
+            return closed
+        return self.no_room() if self._registry.is_full else dialect
+
+    def stranger(self, *, origin: str, host: str, keys: Sequence[str], key_hint: str) -> Refusal | None:
+        """Tell why somebody may not use the server; None if they may.
+
+        Args:
+            origin: The request's Origin header, empty if it has none.
+            host: Its Host header.
+            keys: That the request shows.
+            key_hint: How to show one.
+        """
+        if not is_allowed_origin(origin, host=host, allowed=self._allow_origins):
+            text = f"pages of {origin} may not connect; start the server with --allow-origin {origin}"
+            return Refusal(HTTPStatus.FORBIDDEN, "origin", text)
+        if self._tokens and not any(self._tokens.accept(key) for key in keys):
+            return Refusal(HTTPStatus.UNAUTHORIZED, "token", key_hint, (("WWW-Authenticate", "Bearer"),))
+        return None
+
+    def closed(self) -> Refusal | None:
+        """Tell why nobody may use the server now; None if they may."""
+        reason = self.closed_because
+        return _unavailable(reason, f"the server is {reason}") if reason else None
+
+    def no_room(self) -> Refusal:
+        """Tell that all places are taken."""
+        return _unavailable("full", "all places are taken; try again later")
 
     def _is_resuming(self, query: Query) -> bool:
         return any(self._registry.find(token) for token in query.get("resume_token", []))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any
 from uuid import uuid4
 
 from websockets.datastructures import Headers
@@ -13,7 +14,7 @@ from websockets.headers import parse_subprotocol
 from websockets.http11 import Response
 
 from service.http import STREAM_PATH, json_response, text_response
-from service.protocol import deepgram, native, openai_realtime
+from service.protocol import deepgram, native, openai_realtime, vosk
 from service.protocol.dialect import OpenDialect
 
 Query = Mapping[str, Sequence[str]]
@@ -113,13 +114,22 @@ def openai_refusal(refusal: Refusal) -> Response:
     Args:
         refusal: Why.
     """
+    return json_response(refusal.status, {"error": openai_error(refusal)}, dict(refusal.headers))
+
+
+def openai_error(refusal: Refusal) -> dict[str, Any]:
+    """Return a refusal as OpenAI's error object.
+
+    Args:
+        refusal: Why.
+    """
     codes = {"token": "invalid_api_key", "origin": "forbidden", "full": "rate_limit_exceeded"}
     code = codes.get(refusal.reason, refusal.reason.replace(" ", "_"))
     kind = "server_error" if refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
-    error = {"message": refusal.text, "type": kind, "param": None, "code": code}
-    return json_response(refusal.status, {"error": error}, dict(refusal.headers))
+    return {"message": refusal.text, "type": kind, "param": None, "code": code}
 
 
+OPENAI_KEY_HINT = "incorrect API key; use one of the server's tokens: Authorization: Bearer TOKEN"
 _OPENAI_KEY = "openai-insecure-api-key."
 
 
@@ -166,8 +176,7 @@ ROUTES: dict[str, Route] = {
         openai_realtime.open_dialect,
         _openai_keys,
         openai_refusal,
-        "Incorrect API key provided. Use one of the server's tokens: Authorization: Bearer TOKEN, or the "
-        "websocket subprotocol openai-insecure-api-key.TOKEN.",
+        f"{OPENAI_KEY_HINT}, or the websocket subprotocol {_OPENAI_KEY}TOKEN",
         subprotocols=("realtime",),
         message_bytes=openai_realtime.MAX_MESSAGE_BYTES,
     ),
@@ -180,3 +189,11 @@ ROUTES: dict[str, Route] = {
         subprotocols=_DEEPGRAM_SCHEMES,
     ),
 }
+
+# A port of its own, whatever the path: its clients know none.
+VOSK = Route(
+    vosk.open_dialect,
+    _native_keys,
+    text_refusal,
+    "a token is needed: ws://HOST:PORT/?token=TOKEN, or Authorization: Bearer TOKEN",
+)
