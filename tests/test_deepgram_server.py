@@ -150,6 +150,19 @@ async def test_silence_on_the_line_is_net_0001() -> None:
         assert results[-1]["channel"]["alternatives"][0]["transcript"] == "w0 w1"
 
 
+@in_loop
+async def test_an_oversize_message_closes() -> None:
+    """A message above the server's limit is 1009, and the place is free at once."""
+    async with serving(limits=Limits(max_streams=1, message_bytes=10_000)) as server:
+        async with listen(server) as websocket:
+            await websocket.send(bytes(10_001))
+            assert (await rest(websocket))[1] == 1009
+        await until_empty(server)
+        async with listen(server) as websocket:
+            await websocket.send('{"type":"CloseStream"}')
+            assert (await rest(websocket))[1] == 1000
+
+
 @contextlib.asynccontextmanager
 async def recognising(recognizer: Recognizer) -> AsyncIterator[Server]:
     config = ServerConfig(port=0, limits=Limits(max_streams=2))
