@@ -152,7 +152,8 @@ class Biasing:
 
     A token that begins or goes on with a term gains; one that leaves a term half-said loses what the term's
     open tokens have gained, those that are not decided yet. So a search that compares hypotheses keeps a
-    term's gain only where the term was completed, and one that decides at once never pays for a decision.
+    term's gain only where the term was completed. One that decides at once never pays for a decision; it asks
+    :meth:`n_left` what it should decide anew.
     """
 
     def __init__(
@@ -212,6 +213,13 @@ class Biasing:
             else:  # another term, which begins within the one that is left
                 gains[token] += self._given(child, n_newest=min(there.depth, n_open + 1)) - self._begin[token]
         return gains
+
+    def n_left(self, tokens: Sequence[int], token: int) -> int:
+        """How many of the newest tokens belong to a term that ``token`` leaves half-said."""
+        node = self._trie.walk(tokens)
+        here, there = self._trie.node(node), self._trie.node(self._trie.step(node, token))
+        is_complete = here.is_end and not (self._inside is not None and bool(self._inside[token]))
+        return 0 if is_complete or there.depth > 1 else here.n_unsure
 
     def _given(self, node: int, *, n_newest: int) -> float:
         """What the newest ``n_newest`` tokens of a node's text have gained together."""

@@ -101,18 +101,16 @@ class Listener:
     def set_language(self, language: str) -> None:
         """Take the tokenizer of a language and read the window afresh."""
         self.text = self._engine.text(language)
-        rules = list(self.text.rules)
-        if self._options.hotwords:
-            # First, so that what is forbidden stays so and the loop guard sees what would win.
-            rules.insert(0, self.text.biasing(self._options.hotwords, self._options.strength))
+        hotwords = self._options.hotwords
         self._search = Search(
             self._engine.decoder,
-            rules,
+            self.text.rules,
             self.vocabulary,
             cache=self._slot.text,
             eot=self.text.tokenizer.eot,
             beam_size=self._options.beam_size,
             open_tokens=self._options.open_tokens,
+            biasing=self.text.biasing(hotwords, self._options.strength) if hotwords else None,
         )
         self._search.restart(self._prefix(0), origin=self.window.origin)
 

@@ -19,6 +19,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from asr.biasing import Biasing
 from asr.decoder import CrossCache, Decoder, DecoderJob, DecoderResult, SelfCache
 from asr.encoder import FRAME_MS, FRAME_SAMPLES
 from asr.rules import Context, Rule, only
@@ -26,6 +27,7 @@ from asr.words import Token, Vocabulary
 
 MAX_DRAFT_TOKENS = 24  # beam search commits the oldest words of a longer draft although hypotheses disagree
 RIVAL_LOGPROB = 3.0  # a hypothesis counts while it is at least a twentieth as likely as the best
+MAX_RETURNS = 8  # greedy search regrets no more beginnings of hotwords than this with one chunk
 MAX_OPEN_TOKENS = 46  # no hypothesis goes further beyond the committed tokens
 ROOM_TOKENS = MAX_OPEN_TOKENS + 2  # free text positions that a chunk may need
 
@@ -84,20 +86,24 @@ class Search:
         eot: int,
         beam_size: int = 1,
         open_tokens: int = 2,
+        biasing: Biasing | None = None,
     ) -> None:
         """Prepare an empty search; :meth:`restart` gives it a window.
 
         Args:
             decoder: Whisper's decoder, for its sizes.
-            rules: Applied in order before every choice; some may be this search's own.
+            rules: Applied in order before every choice.
             vocabulary: Knows where words begin.
             cache: Room for one hypothesis' text context.
             eot: The end-of-text token.
             beam_size: Hypotheses; 1 is greedy.
             open_tokens: Newest tokens that are never committed.
+            biasing: Boosts terms that the caller expects.
         """
         self._n_ctx = decoder.n_ctx
-        self._rules = rules
+        self._biasing = biasing
+        # The boost comes first, so that what is forbidden stays so and the loop guard sees what would win.
+        self._rules: list[Rule] = [*([biasing] if biasing else []), *rules]
         self._vocabulary = vocabulary
         self._eot = eot
         self._beam_size = beam_size
@@ -188,18 +194,35 @@ class Search:
         rows = yield from self._score([*pending, *drafted], cross, n_rows=len(drafted) + 1)
         n_before = self._cache.n_tokens - len(drafted)
         hypothesis = _Hypothesis((), 0.0)
-        row = 0
+        unswayed: list[_Hypothesis] = []  # at each position, what there would be without the boost
+        row = n_returns = 0
         while True:
             following = self._apply_rules(rows.logits[row], hypothesis, cross)
-            winner = int(following.scores.argmax())
-            hypothesis = self._extend(hypothesis, winner, following, peak=rows.peaks[row])
-            if winner == self._eot:
+            winner, own = int(following.scores.argmax()), int(following.logprobs.argmax())
+            regretted = self._regretted(hypothesis, winner, unswayed) if n_returns < MAX_RETURNS else None
+            if regretted is None:
+                unswayed.append(self._extend(hypothesis, own, following, peak=rows.peaks[row]))
+                hypothesis = self._extend(hypothesis, winner, following, peak=rows.peaks[row])
+            else:
+                n_returns += 1
+                hypothesis = unswayed[regretted]
+                del unswayed[regretted + 1 :]
+            if hypothesis.ended:
                 return hypothesis
-            if row + 1 < len(rows.peaks) and winner == drafted[row]:
+            if regretted is None and row + 1 < len(rows.peaks) and winner == drafted[row]:
                 row += 1
             else:
                 self._cache.truncate(n_before + len(hypothesis.tokens) - 1)
-                rows, row = (yield from self._score([winner], cross, n_rows=1)), 0
+                rows, row = (yield from self._score(hypothesis.ids[-1:], cross, n_rows=1)), 0
+
+    def _regretted(self, hypothesis: _Hypothesis, token: int, unswayed: Sequence[_Hypothesis]) -> int | None:
+        """Where the boost first led to a term that ``token`` leaves half-said; None if it did not."""
+        if self._biasing is None:
+            return None
+        ids = hypothesis.ids
+        n_left = self._biasing.n_left([*(token.id for token in self.committed), *ids], token)
+        swayed = [i for i, other in enumerate(unswayed) if other.ids != ids[: i + 1]]
+        return next((i for i in swayed if i >= len(ids) - n_left), None)
 
     def _beam(self, pending: list[int], cross: CrossCache) -> Steps[list[_Hypothesis]]:
         """Search the open part with B hypotheses; the best ended ones come first."""
