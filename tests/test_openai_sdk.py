@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import soxr
 
 from asr.recognizer import Recognizer
@@ -218,6 +219,41 @@ def test_node(tmp_path: Path) -> None:
             assert completed["words"][1]["word"] == "w1"
             (failed,) = await node.run(NODE, str(server.port), "wrong", modules=modules)
             assert "401" in failed["message"]
+
+    talk()
+
+
+NODE_REST = """
+const {OpenAI, toFile} = require("openai");
+const [baseURL, path] = process.argv.slice(-2);
+const client = new OpenAI({apiKey: "x", baseURL});
+const say = (value) => console.log(JSON.stringify(value));
+(async () => {
+  const file = () => toFile(require("fs").createReadStream(path), "speech.wav");
+  for await (const model of client.models.list()) say(model);
+  say(await client.audio.transcriptions.create({file: await file(), model: "whisper-1"}));
+  const asked = {file: await file(), model: "gpt-4o-transcribe", stream: true};
+  const stream = await client.audio.transcriptions.create(asked);
+  for await (const event of stream) say(event);
+})();
+"""
+
+
+@pytest.mark.slow
+def test_node_rest(tmp_path: Path) -> None:
+    """The same SDK's requests: models, a transcription, a stream of events."""
+    modules = node.modules("openai", "ws")
+    path = tmp_path / "speech.wav"
+    soundfile.write(path, np.zeros(8000), 16_000)
+
+    @in_loop
+    async def talk() -> None:
+        async with serving(rest_port=0) as server:
+            model, whole, *deltas, done = await node.run(
+                NODE_REST, str(server.rest_url), str(path), modules=modules
+            )
+        assert (model["id"], whole["text"]) == ("fake", "w0 w1")
+        assert "".join(event["delta"] for event in deltas) == done["text"] == "w0 w1"
 
     talk()
 

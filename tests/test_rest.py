@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import shutil
+import subprocess
 import wave
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -347,6 +349,22 @@ async def test_keys_and_origins(tmp_path: Path) -> None:
             ).status_code == 403
             friendly = await client.get("/models", headers={"Origin": "https://friend.example"})
             assert friendly.headers["access-control-allow-origin"] == "https://friend.example"
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="makes its certificate with openssl")
+@in_loop
+async def test_tls(tmp_path: Path) -> None:
+    """With the server's certificate, and on any of the machine's addresses."""
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = (
+        f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {key} "
+        f"-out {cert} -days 2 -subj /CN=localhost"
+    )
+    subprocess.run(command.split(), check=True, capture_output=True)
+    async with serving(rest_port=0, tls_cert=cert, tls_key=key, host="", no_auth=True) as server:
+        assert str(server.rest_url).startswith("https://localhost:")
+        async with httpx2.AsyncClient(base_url=str(server.rest_url), verify=False) as client:
+            assert (await client.get("/models")).json()["data"][0]["id"] == "fake"
 
 
 @in_loop
