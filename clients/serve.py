@@ -19,9 +19,9 @@ def register(subparsers: argparse._SubParsersAction[Any], *, epilog: str) -> Non
     parser = subparsers.add_parser(
         "serve",
         help="serve many microphones from one model over websockets",
-        description="Listen for websockets on /v1/stream, OpenAI Realtime's on /v1/realtime and Deepgram's on "
-        "/v1/listen, and show a page for the browser. SIGTERM and Ctrl-C let running sessions finish; a second "
-        "one does not wait. SIGHUP reads the token file again.",
+        description="Listen for websockets on /v1/stream, OpenAI Realtime's on /v1/realtime and Deepgram's "
+        "on /v1/listen, and show a page for the browser. SIGTERM and Ctrl-C let running sessions finish; a "
+        "second one does not wait. SIGHUP reads the token file again.",
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
