@@ -25,6 +25,8 @@ from service.stream_settings import COMPRESSED_ENCODINGS, AudioFormat
 
 Samples = NDArray[np.float32]
 
+_NOTHING: Samples = np.zeros(0, np.float32)
+
 _NOMINAL_BYTES_PER_S = {"flac": 30_000, "ogg_opus": 4_000}  # until the stream itself tells
 _CONTAINERS = {"flac": "flac", "ogg_opus": "ogg"}
 # A live stream must not wait until the demuxer has seen enough to be sure of everything.
@@ -131,6 +133,8 @@ class PlainIntake:
             AudioError: A sample is no finite number.
         """
         is_last = self._is_ended  # read first: what is pushed before the end is in the pieces below
+        if not self._pieces and is_last == self._is_flushed:
+            return _NOTHING  # what most calls find
         pieces = [self._pieces.popleft() for _ in range(len(self._pieces))]
         data = b"".join(pieces)
         self.n_taken += len(data)
@@ -145,18 +149,18 @@ class PlainIntake:
 
 def _decode_plain(data: bytes, audio: AudioFormat) -> Samples:
     """Samples ``[N, channels]`` of whole sample frames."""
+    flat: Samples = _NOTHING
     if audio.encoding == "pcm_s16le":
         flat = np.frombuffer(data, dtype="<i2").astype(np.float32) / 32768
     elif audio.encoding == "pcm_f32le":
         flat = np.frombuffer(data, dtype="<f4").astype(np.float32)
     elif data:
         subtype = {"mulaw": "ULAW", "alaw": "ALAW"}[audio.encoding]
-        flat, _ = soundfile.read(
+        raw, _ = soundfile.read(
             io.BytesIO(data), samplerate=8000, channels=1, format="RAW", subtype=subtype, dtype="float32"
         )
-    else:
-        flat = np.zeros(0, np.float32)
-    return np.asarray(flat, dtype=np.float32).reshape(-1, audio.channels)
+        flat = np.asarray(raw, dtype=np.float32)
+    return flat.reshape(-1, audio.channels)
 
 
 class CompressedIntake:
@@ -219,7 +223,7 @@ class CompressedIntake:
             return samples
         if self._error is not None:
             raise self._error
-        return np.zeros(0, np.float32)
+        return _NOTHING
 
     def _decode(self) -> None:
         try:
