@@ -151,7 +151,7 @@ def _decode_plain(data: bytes, audio: AudioFormat) -> Samples:
     """Samples ``[N, channels]`` of whole sample frames."""
     flat: Samples = _NOTHING
     if audio.encoding == "pcm_s16le":
-        flat = np.frombuffer(data, dtype="<i2").astype(np.float32) / 32768
+        flat = np.frombuffer(data, dtype="<i2").astype(np.float32) / np.float32(32768)
     elif audio.encoding == "pcm_f32le":
         flat = np.frombuffer(data, dtype="<f4").astype(np.float32)
     elif data:
