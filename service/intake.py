@@ -238,7 +238,7 @@ class CompressedIntake:
             self._on_samples()
 
     def _read_container(self) -> None:
-        resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+        resampler = av.AudioResampler(format="fltp", rate=SAMPLE_RATE)
         container = _CONTAINERS[self._encoding]
         with av.open(
             self._pipe, mode="r", format=container, options=_PROBE_OPTIONS, buffer_size=_PROBE_BYTES
@@ -251,7 +251,8 @@ class CompressedIntake:
 
     def _keep(self, frames: list[Any]) -> None:
         for frame in frames:
-            samples = np.clip(frame.to_ndarray().reshape(-1).astype(np.float32), -1.0, 1.0)
+            mono = frame.to_ndarray().mean(axis=0, dtype=np.float32)  # of [channels, N]
+            samples = np.clip(mono, -1.0, 1.0)
             self._n_decoded += len(samples)
             self._blocks.append(samples)
         self._on_samples()
