@@ -174,6 +174,7 @@ class Batcher:
 
     Attributes:
         n_slots: Streams that can be open at a time.
+        n_ticks: Steps that the worker has taken so far, each with all streams that had a chunk.
     """
 
     def __init__(self, recognizer: Recognizer, *, n_slots: int) -> None:
@@ -194,7 +195,6 @@ class Batcher:
         self._worker = threading.Thread(target=self._run, name="model", daemon=True)
         self._second = ThreadPoolExecutor(1, thread_name_prefix="second-pass")
         self.n_ticks = 0
-        self.tick_s = 0.0  # time that ticks have taken in all
 
     @property
     def n_used(self) -> int:
@@ -312,7 +312,6 @@ class Batcher:
         outcomes = self._advance([step for _, step in going])
         took_s = time.perf_counter() - started
         self.n_ticks += 1
-        self.tick_s += took_s
         for (work, step), outcome in zip(going, outcomes, strict=True):
             work.busy_s += took_s / len(going)
             self._hand_out(work, step.then, outcome)

@@ -26,7 +26,8 @@ from service.registry import Place, Registry
 from service.session import Open, Reopen, Resume, Session, State
 
 # Bytes on their way to a client that reads slowly, in the kernel and in the process. The kernel by itself
-# takes megabytes: minutes of partials, all out of date before the client sees them.
+# takes megabytes: minutes of partials, all out of date before the client sees them; and minutes of an upload,
+# behind which the client's pings would wait until it gives up.
 _KERNEL_BUFFER = 64 << 10
 WRITE_BUFFER = 16 << 10
 
@@ -314,6 +315,7 @@ def _bound_kernel_buffer(websocket: StreamSocket) -> None:
     with contextlib.suppress(OSError):  # a client that has gone already
         tcp = websocket.transport.get_extra_info("socket")
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _KERNEL_BUFFER)
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _KERNEL_BUFFER)
 
 
 def _loop() -> asyncio.AbstractEventLoop:

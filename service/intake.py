@@ -23,6 +23,8 @@ from service.stream_settings import AudioFormat
 
 Samples = NDArray[np.float32]
 
+_NOTHING: Samples = np.zeros(0, np.float32)
+
 
 class Intake(Protocol):
     """The audio of one stream on its way to the recogniser."""
@@ -123,6 +125,8 @@ class PlainIntake:
             AudioError: A sample is no finite number.
         """
         is_last = self._is_ended  # read first: what is pushed before the end is in the pieces below
+        if not self._pieces and is_last == self._is_flushed:
+            return _NOTHING  # what most calls find
         pieces = [self._pieces.popleft() for _ in range(len(self._pieces))]
         data = b"".join(pieces)
         self.n_taken += len(data)
@@ -137,15 +141,15 @@ class PlainIntake:
 
 def _decode_plain(data: bytes, audio: AudioFormat) -> Samples:
     """Samples ``[N, channels]`` of whole sample frames."""
+    flat: Samples = _NOTHING
     if audio.encoding == "pcm_s16le":
-        flat = np.frombuffer(data, dtype="<i2").astype(np.float32) / 32768
+        flat = np.frombuffer(data, dtype="<i2").astype(np.float32) / np.float32(32768)
     elif audio.encoding == "pcm_f32le":
         flat = np.frombuffer(data, dtype="<f4").astype(np.float32)
     elif data:
         subtype = {"mulaw": "ULAW", "alaw": "ALAW"}[audio.encoding]
-        flat, _ = soundfile.read(
+        raw, _ = soundfile.read(
             io.BytesIO(data), samplerate=8000, channels=1, format="RAW", subtype=subtype, dtype="float32"
         )
-    else:
-        flat = np.zeros(0, np.float32)
-    return np.asarray(flat, dtype=np.float32).reshape(-1, audio.channels)
+        flat = np.asarray(raw, dtype=np.float32)
+    return flat.reshape(-1, audio.channels)
