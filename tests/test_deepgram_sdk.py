@@ -255,7 +255,7 @@ const leave = () => setTimeout(() => process.exit(0), 50);
 @pytest.mark.slow
 def test_node_sdk(tmp_path: Path) -> None:
     """The SDK for Node gets the same messages, and a wrong key is refused."""
-    modules = node.modules("@deepgram/sdk@5.13.0")
+    modules = node.modules(*node.DEEPGRAM)
     (tmp_path / "tokens").write_text("right\n")
 
     @in_loop

@@ -23,7 +23,7 @@ from service.server import Server
 from tests import node
 from tests.serving import in_loop, serving
 
-openai = pytest.importorskip("openai", reason="needs openai[realtime]")
+openai = pytest.importorskip("openai", reason="needs openai")
 
 from openai import AsyncOpenAI, OpenAI  # noqa: E402
 from websockets.exceptions import InvalidStatus  # noqa: E402
@@ -201,7 +201,7 @@ rt.on("error", (error) => { say({type: "failed", message: String(error)}); rt.cl
 @pytest.mark.skipif(not shutil.which("openssl"), reason="makes its certificate with openssl")
 def test_node(tmp_path: Path) -> None:
     """The Node SDK, which insists on TLS: a certificate of our own."""
-    modules = node.modules("openai", "ws")
+    modules = node.modules(*node.OPENAI)
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     command = (
         f"openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout {key} "
@@ -242,7 +242,7 @@ const say = (value) => console.log(JSON.stringify(value));
 @pytest.mark.slow
 def test_node_rest(tmp_path: Path) -> None:
     """The same SDK's requests: models, a transcription, a stream of events."""
-    modules = node.modules("openai", "ws")
+    modules = node.modules(*node.OPENAI)
     path = tmp_path / "speech.wav"
     soundfile.write(path, np.zeros(8000), 16_000)
 

@@ -29,7 +29,7 @@ PROGRAMS = re.findall(
     PAGE,
     re.DOTALL,
 )
-PACKAGES = {"realtime.js": ("openai", "ws"), "listen.js": ("@deepgram/sdk@5.13.0",)}
+PACKAGES = {"realtime.js": node.OPENAI, "listen.js": node.DEEPGRAM}
 MODULES = {"realtime.py": "openai", "transcriptions.py": "openai", "listen.py": "deepgram"}
 RUN_S = 120.0
 LIKE = 0.8
