@@ -21,7 +21,7 @@ class Limits:
     """What one client may use. Times are in seconds.
 
     Attributes:
-        max_streams: Sessions at a time; each has a slot of the batcher.
+        max_streams: At a time; each has a slot of the batcher. A session has one, or one for each channel.
         message_bytes: Of one websocket message.
         queue_s: Audio received and not yet recognised, above which the server stops reading.
         idle_s: Without a message from the client.

@@ -114,7 +114,7 @@ class Doorkeeper:
         if route.message_bytes:
             websocket.limit_messages(route.message_bytes)
         if not (decision.is_resumable and self._is_resuming(query)):
-            websocket.place = self._registry.reserve()
+            websocket.place = self._registry.reserve(n_streams=decision.n_streams)
         return None
 
     def _readyz(self) -> Response:
@@ -137,7 +137,7 @@ class Doorkeeper:
             return dialect  # the session has a place already, and a server that drains lets it go on
         if closed := self.closed():
             return closed
-        return self.no_room() if self._registry.is_full else dialect
+        return dialect if self._registry.has_room(n_streams=dialect.n_streams) else self.no_room()
 
     def stranger(self, *, origin: str, host: str, keys: Sequence[str], key_hint: str) -> Refusal | None:
         """Tell why somebody may not use the server; None if they may.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from asr.errors import OptionError
+from service.channels import open_stream
 from service.config import Limits
 from service.messages import Command, Flush, Reply
 from service.metrics import Metrics
@@ -133,7 +134,7 @@ class LiveSession:
         """
         start = self.session.start
         try:
-            slot = await batcher.open(start.audio, start.settings, self._deliver)
+            slot = await open_stream(batcher, start.audio, start.settings, self._deliver)
         except OptionError as error:
             self.refuse(error)
             return False

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from asr.events import Event
 from service.config import Limits
-from service.stream_settings import AudioFormat, Flushed, Progress, StreamSettings
+from service.stream_settings import AudioFormat, Flushed, OnChannel, Progress, StreamSettings
 
 # Commands
 
@@ -162,4 +162,4 @@ class Close:
     reason: str = ""
 
 
-Message = Event | Ready | Ack | Progress | Pong | Error | Flushed | Done | Reply | Note | Close
+Message = Event | OnChannel | Ready | Ack | Progress | Pong | Error | Flushed | Done | Reply | Note | Close

@@ -10,11 +10,12 @@ It knows no wire format, no socket and no clock. Messages go to its outbox, acti
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from enum import Enum
 
 from asr.errors import AudioError, OptionError
-from asr.events import Final, Partial, SpeechEnded, SpeechStarted
+from asr.events import Event, Final, Partial
 from service.codes import FATAL_ERRORS
 from service.config import Limits
 from service.messages import (
@@ -37,7 +38,7 @@ from service.messages import (
 )
 from service.outbox import Outbox
 from service.splice import Splice
-from service.stream_settings import Failed, Finished, Flushed, Output, Progress
+from service.stream_settings import Failed, Finished, Flushed, OnChannel, Output, Progress
 from service.unfinished import UnfinishedSegments
 
 MAX_ERRORS = 50  # recoverable ones, on one connection
@@ -135,7 +136,7 @@ class Session:
         self._model = model
         self._limits = limits
         self._ending: _Ending | None = None
-        self._unfinished = UnfinishedSegments()
+        self._unfinished: defaultdict[int, UnfinishedSegments] = defaultdict(UnfinishedSegments)  # by channel
         self._splice = Splice()
         self._next: Start | None = None  # of the stream that is to follow
         self._bytes_before = 0  # received for the streams before
@@ -239,27 +240,17 @@ class Session:
             self.audio_s, self._bytes_before = self._splice.audio_s, self.n_bytes
             return
         match output := self._splice.place(output):
-            case Partial():
-                self._unfinished.show(output)
-                if self.start.interim:
-                    self.outbox.put(output)
-            case Final():
-                self._unfinished.close(output)
-                self.outbox.put(output)
-            case SpeechStarted() | SpeechEnded():
-                self.outbox.put(output)
             case Flushed():
                 self._n_flushes -= 1
                 self.outbox.put(output)
-            case Progress():
-                if self.start.progress:
-                    self.outbox.put(output)
             case Finished():
                 self._finished(output)
             case Failed(error=AudioError() as error):
                 self.fail("bad_audio", str(error))
             case Failed():
                 self.fail("model_error", "the recogniser failed; start again on a new connection")
+            case message:
+                self._tell(message)
 
     def expire(self, code: str, message: str) -> Action | None:
         """End in order because of a limit: what was said becomes final first.
@@ -289,8 +280,9 @@ class Session:
         """
         if self.state is State.ENDED:
             return
-        for final in self._unfinished.committed():
-            self.outbox.put(final)
+        for channel, unfinished in self._unfinished.items():
+            for final in unfinished.committed():
+                self.outbox.put(OnChannel(channel, final) if self.start.audio.is_split else final)
         self._end(code, Error(code, message, fatal=True))
 
     def abandon(self) -> None:
@@ -317,6 +309,16 @@ class Session:
         self._acked_at, self._acked_bytes = now, self.n_bytes
         self.outbox.restart(self._ready(resumed=True), last_seq=last_seq)
         return None
+
+    def _tell(self, message: Event | Progress | OnChannel) -> None:
+        channel, event = (message.channel, message.event) if isinstance(message, OnChannel) else (0, message)
+        if isinstance(event, Partial):
+            self._unfinished[channel].show(event)
+        elif isinstance(event, Final):
+            self._unfinished[channel].close(event)
+        wanted = {Partial: self.start.interim, Progress: self.start.progress}
+        if wanted.get(type(event), True):
+            self.outbox.put(message)
 
     def _begin(self, start: Start) -> Action | None:
         if self.state is not State.WAITING:

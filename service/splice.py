@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from asr.events import SAMPLE_RATE, Final, Partial, SpeechEnded, SpeechStarted, Word
-from service.stream_settings import Finished, Flushed, Output, Progress
+from asr.events import SAMPLE_RATE, Event, Final, Partial, SpeechEnded, SpeechStarted, Word
+from service.stream_settings import Finished, Flushed, OnChannel, Output, Progress
 
 
 class Splice:
@@ -39,8 +39,12 @@ class Splice:
         Args:
             output: As the stream gave it.
         """
+        if isinstance(output, OnChannel):
+            event = self.place(output.event)
+            assert isinstance(event, Event | Progress)
+            return replace(output, event=event)
         if isinstance(output, Partial | Final):
-            self._next_segment = self._n_segments + output.segment + 1
+            self._next_segment = max(self._next_segment, self._n_segments + output.segment + 1)
         if not self._n_samples:
             return output
         return self._moved(output)

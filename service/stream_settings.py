@@ -24,18 +24,25 @@ class AudioFormat:
     Attributes:
         encoding: One of ``ENCODINGS``, ``OPUS``, ``CONTAINER``; samples of several channels are interleaved.
         sample_rate: In Hz; compressed audio and containers say their own.
-        channels: They are averaged; compressed audio and containers say their own.
+        channels: Averaged or split; compressed audio and containers say their own.
+        is_split: Each channel is recognised by itself; not for compressed audio and containers.
     """
 
     encoding: str = "pcm_s16le"
     sample_rate: int = 16_000
     channels: int = 1
+    is_split: bool = False
 
     @property
     def bytes_per_frame(self) -> int | None:
         """Bytes of one sample of every channel; None for compressed audio."""
         size = _BYTES_PER_SAMPLE.get(self.encoding)
         return None if size is None else size * self.channels
+
+    @property
+    def n_streams(self) -> int:
+        """How many streams recognise it."""
+        return self.channels if self.is_split else 1
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,14 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class OnChannel:
+    """What one of several separate channels gave; they are counted from 0."""
+
+    channel: int
+    event: Event | Progress
+
+
+@dataclass(frozen=True)
 class Finished:
     """The stream has ended as asked; ``busy_s`` is its share of the model's time."""
 
@@ -96,4 +111,4 @@ class Failed:
     error: Exception
 
 
-Output = Event | Flushed | Progress | Finished | Failed
+Output = Event | Flushed | Progress | OnChannel | Finished | Failed

@@ -6,6 +6,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
+from service.config import Limits
 from service.protocol.deepgram_query import ListenOptions, parse_query
 from service.protocol.dialect import BadRequest, Opening
 from service.stream_settings import AudioFormat, StreamSettings
@@ -26,7 +27,11 @@ def parse(
         ("encoding=linear16&sample_rate=44100&channels=2", AudioFormat("pcm_s16le", 44_100, 2)),
         ("encoding=linear32&sample_rate=48000", AudioFormat("pcm_f32le", 48_000)),
         ("encoding=mulaw&sample_rate=8000", AudioFormat("mulaw", 8000)),
-        ("encoding=alaw&sample_rate=8000&channels=1&multichannel=true", AudioFormat("alaw", 8000)),
+        ("encoding=alaw&sample_rate=8000&channels=2", AudioFormat("alaw", 8000, 2)),
+        (
+            "encoding=alaw&sample_rate=8000&channels=2&multichannel=true",
+            AudioFormat("alaw", 8000, 2, is_split=True),
+        ),
         ("encoding=flac&sample_rate=16000", AudioFormat("flac")),
         ("encoding=ogg-opus", AudioFormat("ogg_opus")),
         ("encoding=opus&sample_rate=48000&channels=2", AudioFormat("opus")),
@@ -122,8 +127,8 @@ def test_what_pipecat_and_livekit_always_send_is_ignored() -> None:
         ("encoding=linear16&sample_rate=16e3", "sample_rate=16e3 is not valid"),
         ("encoding=linear16&sample_rate=-16000", "sample_rate=-16000 is not valid"),
         (f"{RAW}&channels=0", "channels=0 is not valid; expected an integer from 1 to 8"),
-        (f"{RAW}&channels=2&multichannel=true", "multichannel=true is not supported"),
-        ("multichannel=true", "multichannel=true is not supported"),
+        ("multichannel=true", "multichannel=true needs one of encoding=linear16, linear32"),
+        ("multichannel=true&encoding=flac&channels=2", "multichannel=true needs one of encoding=linear16"),
         (f"{RAW}&interim_results=maybe", "interim_results=maybe is not valid; expected true or false"),
         (f"{RAW}&interim_results=true&interim_results=false", "contradict each other"),
         (f"{RAW}&endpointing=soon", "endpointing=soon is not valid; expected milliseconds, or false"),
@@ -141,6 +146,14 @@ def test_contradictions(query: str, said: str) -> None:
         parse(query, languages=("en", "de"))
     assert said in str(caught.value)
     assert caught.value.code == "INVALID_QUERY_PARAMETER"
+
+
+def test_more_channels_than_streams() -> None:
+    """A client that could never be served is told so, not that it should come again."""
+    values = {"encoding": ["linear16"], "sample_rate": ["8000"], "channels": ["3"], "multichannel": ["true"]}
+    assert parse_query(Opening(values, limits=Limits(max_streams=3))).start.audio.n_streams == 3
+    with pytest.raises(BadRequest, match="a stream for each of channels=3; here are 2"):
+        parse_query(Opening(values, limits=Limits(max_streams=2)))
 
 
 def test_a_long_value_is_cut_in_the_error() -> None:

@@ -149,7 +149,7 @@ def test_a_client_that_leaves_frees_its_place(is_streamed: bool) -> None:
             while not batcher.n_used:
                 await asyncio.sleep(0.01)
             asking.cancel()
-            while batcher.n_used or server._registry.is_full:
+            while batcher.n_used or not server._registry.has_room():
                 await asyncio.sleep(0.01)
 
     run()

@@ -1,9 +1,4 @@
-"""Deepgram's live protocol, version 1: ``/v1/listen``.
-
-Segments of the session are Deepgram's final results. An interim result holds everything since the last final
-one, so that the finals' stretches of audio follow one another and those of interim results begin where a
-final one will.
-"""
+"""Deepgram's live protocol, version 1: ``/v1/listen``."""
 
 from __future__ import annotations
 
@@ -22,25 +17,23 @@ from service.messages import (
     Done,
     Error,
     Flush,
-    Ready,
     Restart,
     Stop,
 )
 from service.outbox import Outgoing
+from service.protocol.deepgram_channel import Channel
 from service.protocol.deepgram_messages import (
     CloseStream,
     Configure,
     Finalize,
     KeepAlive,
     Scribe,
-    Speech,
     parse_message,
 )
-from service.protocol.deepgram_pauses import Pauses
 from service.protocol.deepgram_query import ListenOptions, check_keyterms, parse_query
 from service.protocol.dialect import BadRequest, Dialect, Frame, Opening, Patience, Reply
 from service.protocol.whole_frames import WholeFrames
-from service.stream_settings import Flushed, Progress
+from service.stream_settings import Flushed, OnChannel, Progress
 
 # By the session's reason: close code and reason. The texts with a number are Deepgram's.
 _ENDINGS = {
@@ -77,14 +70,8 @@ class DeepgramDialect(Dialect):
         self._frames = WholeFrames(options.start.audio.bytes_per_frame)
         self._sha256 = hashlib.sha256()
         self._is_closing = False
-        self._pauses = Pauses(
-            silence_ms=options.start.settings.silence_ms,
-            endpointing_ms=options.endpointing_ms,
-            utterance_end_ms=options.utterance_end_ms,
-        )
-        self._covered = 0  # samples up to which results are final
-        self._n_finalizing = 0  # Finalize messages without an answer
-        self._held: tuple[Speech, bool] | None = None  # a final result that may turn out to be an answer
+        self.n_streams = options.start.audio.n_streams
+        self._channels: list[Channel] = []
 
     def patience(self, limits: Limits) -> Patience:
         """Wait as long as Deepgram does, but no longer than this server.
@@ -102,6 +89,9 @@ class DeepgramDialect(Dialect):
         """
         rest = self._scribe.request_id[len(session_id) :]
         self._scribe = replace(self._scribe, request_id=session_id + rest)
+        self._channels = [
+            Channel(self._options, replace(self._scribe, channel=i)) for i in range(self.n_streams)
+        ]
         return ()
 
     def start_commands(self) -> Sequence[Command | Reply]:
@@ -122,7 +112,8 @@ class DeepgramDialect(Dialect):
             case KeepAlive():
                 return ()
             case Finalize():
-                self._n_finalizing += 1
+                for channel in self._channels:
+                    channel.finalize()
                 return (Flush(),)
             case CloseStream():
                 return self._close_stream()
@@ -138,27 +129,16 @@ class DeepgramDialect(Dialect):
             outgoing: As in :class:`~service.protocol.dialect.Dialect`.
         """
         match outgoing.message:
-            case Partial() as partial:
-                return [*self._release(), *self._interim(partial)]
-            case Final() as final:
-                return [*self._release(), *self._final(final)]
-            case SpeechStarted(time):
-                self._pauses.speech_started()
-                told = [self._scribe.speech_started(time)] if self._options.vad_events else []
-                return [*self._release(), *told]
-            case SpeechEnded(time):
-                self._pauses.speech_ended(time)
-                return self._release()
+            case OnChannel(channel, event):
+                return self._channels[channel].tell(event)
+            case Partial() | Final() | SpeechStarted() | SpeechEnded() | Progress() as event:
+                return self._channels[0].tell(event)
             case Flushed():
-                return self._finalized()
-            case Progress(time):
-                return [*self._release(), *self._pause(time)]
+                return [frame for channel in self._channels for frame in channel.finalized()]
             case Error(code=code, message=text):
                 return [*self._release(), self._scribe.error(_VARIANTS.get(code, code), text)]
             case Done() as done:
                 return [*self._release(), self._metadata(done)]
-            case Ready() as ready:
-                self._scribe = replace(self._scribe, model=ready.model)
         return ()
 
     def close(self, close: Close) -> tuple[Sequence[Frame], int, str]:
@@ -198,50 +178,8 @@ class DeepgramDialect(Dialect):
     def _refuse(self, code: str, description: str) -> Sequence[Reply]:
         return (Reply((self._scribe.not_configured(code, description),), code),)
 
-    # To the client
-
-    def _interim(self, partial: Partial) -> Sequence[Frame]:
-        self._pauses.words_shown(partial.words)
-        speech = Speech(partial.text, partial.words, self._covered, max(partial.time, self._covered))
-        return [self._scribe.results(speech, is_final=False)]
-
-    def _final(self, final: Final) -> Sequence[Frame]:
-        is_endpoint, ended_before = self._pauses.segment_closed(final)
-        speech = Speech(final.text, final.words, self._covered, max(final.end, self._covered))
-        self._covered = speech.end
-        before = [] if ended_before is None else [self._scribe.utterance_end(ended_before)]
-        if self._n_finalizing:
-            # Whether Finalize made it final is known once the next message is: Flushed or anything else.
-            self._held = speech, is_endpoint
-            return before
-        return [*before, self._scribe.results(speech, is_final=True, speech_final=is_endpoint)]
-
-    def _finalized(self) -> Sequence[Frame]:
-        self._n_finalizing -= 1
-        return self._release(from_finalize=True) or [
-            self._scribe.results(self._nothing, is_final=True, from_finalize=True)
-        ]
-
-    def _release(self, *, from_finalize: bool = False) -> Sequence[Frame]:
-        if self._held is None:
-            return []
-        (speech, is_endpoint), self._held = self._held, None
-        return [
-            self._scribe.results(speech, is_final=True, speech_final=is_endpoint, from_finalize=from_finalize)
-        ]
-
-    def _pause(self, time: int) -> Sequence[Frame]:
-        is_endpoint, last_word_end = self._pauses.heard(time)
-        frames = []
-        if is_endpoint:
-            frames.append(self._scribe.results(self._nothing, is_final=True, speech_final=True))
-        if last_word_end is not None:
-            frames.append(self._scribe.utterance_end(last_word_end))
-        return frames
-
-    @property
-    def _nothing(self) -> Speech:
-        return Speech("", (), self._covered, self._covered)
+    def _release(self) -> Sequence[Frame]:
+        return [frame for channel in self._channels for frame in channel.release()]
 
     def _metadata(self, done: Done) -> Frame:
         return self._scribe.metadata(
@@ -269,6 +207,7 @@ def open_dialect(opening: Opening) -> DeepgramDialect:
         arch=settings.decoder,
         language=settings.language,
         punctuate=options.punctuate,
+        n_channels=options.start.audio.n_streams,
     )
     created = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return DeepgramDialect(options, scribe, created=created)

@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from asr.events import SAMPLE_RATE, Word
 from service.protocol.plain import plain_text, plain_word
 
-CHANNEL_INDEX = (0, 1)  # the first channel, of one
 _MAX_ECHO = 1000  # characters of a wrong message that are sent back
 
 
@@ -97,6 +96,8 @@ class Scribe:
         arch: The decoder's.
         language: As the client asked for it.
         punctuate: Transcripts have punctuation and capitals.
+        channel: Which one results are of, from 0.
+        n_channels: That have results of their own.
     """
 
     request_id: str
@@ -104,6 +105,8 @@ class Scribe:
     arch: str
     language: str | None
     punctuate: bool
+    channel: int = 0
+    n_channels: int = 1
 
     def results(
         self,
@@ -133,7 +136,7 @@ class Scribe:
         return _json(
             {
                 "type": "Results",
-                "channel_index": list(CHANNEL_INDEX),
+                "channel_index": self._channel_index,
                 "duration": round(end_s - start_s, 3),
                 "start": start_s,
                 "is_final": is_final,
@@ -154,7 +157,7 @@ class Scribe:
         Args:
             time: Since when.
         """
-        return _json({"type": "SpeechStarted", "channel": [0], "timestamp": _seconds(time)})
+        return _json({"type": "SpeechStarted", "channel": self._channel_index, "timestamp": _seconds(time)})
 
     def utterance_end(self, last_word_end: int) -> str:
         """Tell that no word has followed for a while.
@@ -165,7 +168,7 @@ class Scribe:
         return _json(
             {
                 "type": "UtteranceEnd",
-                "channel": list(CHANNEL_INDEX),
+                "channel": self._channel_index,
                 "last_word_end": _seconds(last_word_end),
             }
         )
@@ -186,7 +189,7 @@ class Scribe:
                 "sha256": sha256,
                 "created": created,
                 "duration": round(duration_s, 3),
-                "channels": 1,
+                "channels": self.n_channels,
                 "models": [self._model_uuid],
                 "model_info": {self._model_uuid: self._model_info},
             }
@@ -221,6 +224,10 @@ class Scribe:
         """
         shown = description if message is None else message[:_MAX_ECHO]
         return _json({"type": "Error", "variant": variant, "description": description, "message": shown})
+
+    @property
+    def _channel_index(self) -> list[int]:
+        return [self.channel, self.n_channels]
 
     @property
     def _model_uuid(self) -> str:

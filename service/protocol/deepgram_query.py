@@ -73,7 +73,8 @@ def parse_query(opening: Opening) -> ListenOptions:
         second_pass=False,  # it would hold finals back
         silence_ms=min(max(silence_ms, _SILENCE_MS[0]), _SILENCE_MS[1]),
     )
-    start = Start(_audio(query), settings, interim=interim, progress=True)
+    audio = _audio(query, n_streams=opening.limits.max_streams)
+    start = Start(audio, settings, interim=interim, progress=True)
     return ListenOptions(
         start=start,
         endpointing_ms=endpointing_ms,
@@ -133,7 +134,7 @@ class _Query:
         return int(value)
 
 
-def _audio(query: _Query) -> AudioFormat:
+def _audio(query: _Query, *, n_streams: int) -> AudioFormat:
     encoding = query.one("encoding")
     is_multichannel = query.flag("multichannel")
     if encoding is None:
@@ -145,14 +146,16 @@ def _audio(query: _Query) -> AudioFormat:
     else:
         expected = f"one of {', '.join([*_RAW, *_COMPRESSED])}, or none for audio in a container"
         raise _wrong("encoding", encoding, expected)
-    if is_multichannel and (audio.bytes_per_frame is None or audio.channels > 1):
-        # One stream recognises one channel. Averaged channels must not be told as separate ones.
-        raise BadRequest(
-            "multichannel=true is not supported: a connection recognises one channel; open a connection for "
-            "each of them, or leave multichannel out to have them averaged",
-            code=_CODE,
-        )
-    return audio
+    if not is_multichannel:
+        return audio
+    if audio.bytes_per_frame is None:
+        # How many streams a client needs must be known before it has one.
+        text = f"multichannel=true needs one of encoding={', '.join(_RAW)}, and channels"
+        raise BadRequest(text, code=_CODE)
+    if audio.channels > n_streams:
+        text = f"multichannel=true takes a stream for each of channels={audio.channels}; here are {n_streams}"
+        raise BadRequest(text, code=_CODE)
+    return replace(audio, is_split=True)
 
 
 def _raw_audio(query: _Query, encoding: str) -> AudioFormat:

@@ -91,10 +91,12 @@ class Dialect(Protocol):
     Attributes:
         is_resumable: Whether clients can come back to a session whose connection broke.
         crash_code: The close code when the server itself fails.
+        n_streams: How many its audio takes: one for each channel that is recognised by itself.
     """
 
     is_resumable: bool = False
     crash_code: int = 1011
+    n_streams: int = 1
 
     def patience(self, limits: Limits) -> Patience:
         """How long to wait for the client.
