@@ -14,8 +14,8 @@ SECTIONS = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE
 
 def rows(text: str) -> list[str]:
     """The rows of its tables without their heads."""
-    lines = [line for line in text.splitlines() if line.startswith("| ")]
-    return [line for line in lines if not line.endswith("| test |")]
+    tables = re.findall(r"^\|[^\n]*\| test \|\n\|[-|]+\|\n((?:\|[^\n]*\n)+)", text, re.MULTILINE)
+    return [line for table in tables for line in table.splitlines()]
 
 
 @pytest.mark.parametrize(
