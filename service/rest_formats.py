@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from asr.events import Final, Partial, Word
+from asr.events import Final, Partial
 from asr.subtitles import one_line, srt, vtt
-from service.protocol.openai_realtime_items import Item
+from service.protocol.openai_realtime_items import Item, logprob, logprob_body, word_body
 from service.rest_request import TranscriptionRequest
 
 JSON, TEXT = "application/json", "text/plain; charset=utf-8"
-_LEAST_CONFIDENCE = 1e-9
 
 
 def body(finals: Sequence[Final], *, audio_s: float, request: TranscriptionRequest) -> tuple[str, str]:
@@ -41,9 +39,9 @@ def body(finals: Sequence[Final], *, audio_s: float, request: TranscriptionReque
         if "segment" in request.granularities:
             result["segments"] = [_segment(i, final) for i, final in enumerate(finals)]
         if "word" in request.granularities:
-            result["words"] = [_word(word) for final in finals for word in final.words]
+            result["words"] = [word_body(word) for final in finals for word in final.words]
     if request.wants_logprobs:
-        result["logprobs"] = [_logprob_body(word) for final in finals for word in final.words]
+        result["logprobs"] = [logprob_body(word) for final in finals for word in final.words]
     return json.dumps(result, ensure_ascii=False), JSON
 
 
@@ -99,7 +97,7 @@ def _sse(event: dict[str, Any]) -> str:
 
 def _segment(index: int, final: Final) -> dict[str, Any]:
     """A segment with the fields of Whisper's JSON; what this recogniser does not know is empty or zero."""
-    logprobs = [_logprob(word) for word in final.words]
+    logprobs = [logprob(word) for word in final.words]
     text = one_line(final.text).encode()
     return {
         "id": index,
@@ -113,20 +111,3 @@ def _segment(index: int, final: Final) -> dict[str, Any]:
         "compression_ratio": round(len(text) / len(zlib.compress(text)), 4),
         "no_speech_prob": 0.0,
     }
-
-
-def _word(word: Word) -> dict[str, Any]:
-    return {
-        "word": word.text,
-        "start": round(word.start_s, 3),
-        "end": round(word.end_s, 3),
-        "confidence": round(word.confidence, 4),
-    }
-
-
-def _logprob_body(word: Word) -> dict[str, Any]:
-    return {"token": word.text, "logprob": round(_logprob(word), 4), "bytes": list(word.text.encode())}
-
-
-def _logprob(word: Word) -> float:
-    return math.log(max(word.confidence, _LEAST_CONFIDENCE))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from service.protocol.dialect import Opening
+from service.protocol.languages import known_codes
 from service.stream_settings import StreamSettings
 
 RESPONSE_FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
@@ -103,13 +104,9 @@ def parse_fields(fields: Mapping[str, Sequence[str]], opening: Opening) -> Trans
 
 def _language(fields: Mapping[str, Sequence[str]], opening: Opening) -> str | None:
     given = [value for name in ("language", "languages") for value in fields.get(name, ()) if value.strip()]
-    known = opening.languages
-    codes = {value.strip().lower().replace("_", "-") for value in given}
-    if known:
-        codes = {code if code in known else code.partition("-")[0] for code in codes}
-        if codes and not codes & set(known):
-            raise _invalid("language", given[0], known)
-        codes &= set(known)
+    codes = known_codes(given, opening.languages)
+    if given and not codes:
+        raise _invalid("language", given[0], opening.languages)
     return codes.pop() if len(codes) == 1 else None
 
 

@@ -52,9 +52,6 @@ _IDLE_S = 10.0  # Deepgram's; its clients send KeepAlive every few seconds
 class DeepgramDialect(Dialect):
     """Deepgram's protocol on one connection."""
 
-    is_resumable = False
-    crash_code = 1011
-
     def __init__(self, options: ListenOptions, scribe: Scribe, *, created: str) -> None:
         """Begin after the handshake.
 

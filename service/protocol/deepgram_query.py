@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from service.messages import Start
 from service.protocol.dialect import BadRequest, Opening
+from service.protocol.languages import known_codes
 from service.stream_settings import CONTAINER, OPUS, AudioFormat
 
 _RAW = {"linear16": "pcm_s16le", "linear32": "pcm_f32le", "mulaw": "mulaw", "alaw": "alaw"}
@@ -193,10 +194,9 @@ def _language(query: _Query, opening: Opening) -> str | None:
         return opening.defaults.language
     if value.lower() == "multi":
         return None
-    code = re.split("[-_]", value.lower())[0]
-    if known and code not in known:
+    if not (codes := known_codes([value], known)):
         raise _wrong("language", value, f"one of {', '.join(known)}, or multi to have it detected")
-    return code
+    return codes.pop()
 
 
 def _keyterms(query: _Query) -> list[str]:

@@ -66,7 +66,7 @@ class Item:
         drafts = [word for word in words if not word.stable]
         body: Event = {"delta": delta, "words": [word_body(word) for word in (*new, *drafts)]}
         if logprobs:
-            body["logprobs"] = [_logprob(word) for word in new]
+            body["logprobs"] = [logprob_body(word) for word in new]
         return [self._event("delta", body)]
 
     def close_segment(self, final: Final, *, logprobs: bool) -> list[Event]:
@@ -95,7 +95,7 @@ class Item:
             "words": [word_body(word) for word in self.words],
         }
         if logprobs:
-            body["logprobs"] = [_logprob(word) for word in self.words]
+            body["logprobs"] = [logprob_body(word) for word in self.words]
         return self._event("completed", body)
 
     def failed(self, message: str) -> Event:
@@ -353,7 +353,19 @@ def word_body(word: Word) -> Event:
     }
 
 
-def _logprob(word: Word) -> Event:
-    """The mean log probability of a word's tokens."""
-    logprob = round(math.log(max(word.confidence, _LEAST_CONFIDENCE)), 4)
-    return {"token": word.text, "logprob": logprob, "bytes": list(word.text.encode())}
+def logprob(word: Word) -> float:
+    """The mean log probability of a word's tokens.
+
+    Args:
+        word: The word.
+    """
+    return round(math.log(max(word.confidence, _LEAST_CONFIDENCE)), 4)
+
+
+def logprob_body(word: Word) -> Event:
+    """A word's log probability as the client is told.
+
+    Args:
+        word: The word.
+    """
+    return {"token": word.text, "logprob": logprob(word), "bytes": list(word.text.encode())}

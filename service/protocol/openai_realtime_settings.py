@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.messages import Start
 from service.protocol.dialect import Opening
+from service.protocol.languages import known_codes
 from service.stream_settings import AudioFormat
 
 LOGPROBS = "item.input_audio_transcription.logprobs"
@@ -181,7 +182,7 @@ class Settings:
         """The code of the language that is spoken; None is to be found out."""
         transcription, known = self.session.audio.input.transcription, self.opening.languages
         given = [transcription.language] if transcription.language else transcription.languages or []
-        codes = {code for name in given if (code := _code(name, known))}
+        codes = known_codes(given, known)
         return codes.pop() if len(codes) == 1 else None
 
     def updated(self, update: Mapping[str, Any]) -> Settings:
@@ -216,16 +217,14 @@ class Settings:
 
     def _check_language(self, update: Mapping[str, Any]) -> None:
         transcription, known = self.session.audio.input.transcription, self.opening.languages
-        if not known:
-            return
         for name, values in (
-            ("language", [transcription.language]),
+            ("language", [transcription.language or ""]),
             ("languages", transcription.languages or []),
         ):
-            wrong = [value for value in values if value and not _code(value, known)]
-            if wrong and len(wrong) == len(values):
+            named = [value for value in values if value.strip()]
+            if named and not known_codes(named, known):
                 param = _param(("audio", "input", "transcription", name), update)
-                raise invalid_value(wrong[0], known, param)
+                raise invalid_value(named[0], known, param)
 
     @property
     def _silence_ms(self) -> int:
@@ -290,15 +289,6 @@ def missing(param: str) -> ProtocolError:
         param: Its name.
     """
     return ProtocolError("missing_required_parameter", f"Missing required parameter: '{param}'.", param)
-
-
-def _code(name: str, known: Sequence[str]) -> str | None:
-    """The code of a language, also for ``en-US``; None if it is not known."""
-    code = name.strip().lower().replace("_", "-")
-    if not known or code in known:
-        return code or None
-    main = code.partition("-")[0]
-    return main if main in known else None
 
 
 def _nested(update: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,9 +47,6 @@ class _Question:
 class VoskDialect(Dialect):
     """The protocol of vosk-server on one connection."""
 
-    is_resumable = False
-    crash_code = 1011
-
     def __init__(self, opening: Opening) -> None:
         """Begin before the configuration.
 
