@@ -139,9 +139,9 @@ async def test_a_full_server() -> None:
 @in_loop
 async def test_silence_on_the_line_is_net_0001() -> None:
     """Without audio and messages the server gives up; KeepAlive prevents it, also before any audio."""
-    async with serving(limits=Limits(idle_s=0.4)) as server, listen(server) as websocket:
-        for _ in range(4):
-            await asyncio.sleep(0.2)
+    async with serving(limits=Limits(idle_s=1.5)) as server, listen(server) as websocket:
+        for _ in range(5):
+            await asyncio.sleep(0.4)
             await websocket.send('{"type":"KeepAlive"}')
         await websocket.send(bytes(BYTES_PER_S // 2))
         messages, code, reason = await rest(websocket)

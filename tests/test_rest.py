@@ -159,14 +159,14 @@ async def test_audio_is_fed_no_faster_than_it_is_recognised() -> None:
 
 @pytest.mark.slow
 def test_real_speech(recognizer: Recognizer) -> None:
-    """The shipped clip in every format with the real model."""
+    """The shipped clip with the real model, at once and as a stream; other formats have the same words."""
 
     async def run() -> None:
         config = ServerConfig(port=0, rest_port=0, limits=Limits(max_streams=1))
         async with Server(config) as server, Batcher(recognizer, n_slots=1) as batcher:
             server.open_for(batcher, model=recognizer.name, languages=recognizer.languages)
             async with sdk(server) as client:
-                for response_format in ("json", "text", "srt", "vtt", "verbose_json"):
+                for response_format in ("srt", "verbose_json"):
                     with (FIXTURES / "jfk.flac").open("rb") as file:
                         result = await client.audio.transcriptions.create(
                             file=file, model="whisper-1", response_format=response_format
