@@ -177,7 +177,7 @@ class Echo(Dialect):
         self._opening = opening
 
     def patience(self, limits: Limits) -> Patience:
-        return Patience(start_s=0.2, idle_s=limits.idle_s)
+        return Patience(start_s=1, idle_s=limits.idle_s)
 
     def opened(self, session_id: str) -> Sequence[Frame]:
         return (f"hello {self._opening.model}", f"you are {self._opening.headers.get('user-agent', '')[:6]}")
@@ -284,7 +284,7 @@ async def test_a_stream_restarts_on_its_slot() -> None:
 
 @in_loop
 async def test_patience_is_the_protocol_s() -> None:
-    """Here 0.2 s to the start, whatever the server's limit is."""
+    """Here 1 s to the start, whatever the server's limit is."""
     async with serving() as server, connect(echo_url(server)) as websocket:
         assert await rest(websocket) == ["hello fake", "you are Python", "Error", "last"]
         assert websocket.close_code == 3408

@@ -261,7 +261,7 @@ async def test_shutting_down() -> None:
 @in_loop
 async def test_an_old_session_is_closed() -> None:
     """With the error that OpenAI has for it."""
-    async with serving(limits=Limits(session_s=0.2)) as server, connected(server) as client:
+    async with serving(limits=Limits(session_s=1)) as server, connected(server) as client:
         await client.speak(0.25)
         events = await client.rest()
         codes = [each["error"]["code"] for each in events if each["type"] == "error"]
