@@ -16,7 +16,6 @@ import asyncio
 import json
 import random
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -25,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from asr import SAMPLE_RATE, Final, ForesoundError, Partial, Recognizer
 from benchmarks.machine import machine
+from benchmarks.server import ServerProcess
 from clients import StreamingClient
 from training.manifest import ManifestError, load_audio, read_manifest
 from training.metrics import EmissionLog, percentiles
@@ -65,49 +64,6 @@ class Round:
     memory_mb: float
     same_text: int
     """Streams whose text is the one of the same audio alone."""
-
-
-class ServerProcess:
-    """``foresound serve`` in a process of its own, as a context manager."""
-
-    def __init__(self, *, model: str, max_streams: int, threads: int | None) -> None:
-        """Say what to serve."""
-        self._command = [sys.executable, "-m", "clients.cli", "serve", "--port", "0", "--model", model]
-        self._command += ["--max-streams", str(max_streams)]
-        self._command += ["--threads", str(threads)] if threads else []
-
-    def __enter__(self) -> ServerProcess:
-        """Start it and wait until it listens."""
-        started = time.perf_counter()
-        self._process = subprocess.Popen(
-            self._command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("streams at "):
-                self.url = line.removeprefix("streams at ").strip()
-                break
-        else:
-            raise ForesoundError(f"the server did not start: {' '.join(self._command)}")
-        self.start_s = time.perf_counter() - started
-        self._info = psutil.Process(self._process.pid)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End it at once."""
-        self._process.kill()
-        self._process.wait()
-
-    @property
-    def cpu_s(self) -> float:
-        """Processor time that it has used."""
-        times = self._info.cpu_times()
-        return float(times.user + times.system)
-
-    @property
-    def memory_mb(self) -> float:
-        """Memory that it holds."""
-        return float(self._info.memory_info().rss) / 2**20
 
 
 def make_clips(manifest: Path, *, n_clips: int, seconds: float) -> list[np.ndarray]:

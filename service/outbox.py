@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from asr.events import Final, Partial, SpeechEnded, SpeechStarted
 from service.messages import Ack, Close, Done, Message
-from service.stream_settings import Flushed
+from service.stream_settings import Flushed, OnChannel, Progress
 
 # Sent messages kept for a client that resumes. It lacks what was on its way when its connection broke, a few
 # dozen at most; an hour of dialogue makes about a thousand, with their words some megabytes.
@@ -65,8 +65,10 @@ class Outbox:
             case Partial():
                 self._drop(Partial)
                 self._newest_partial = message
-            case Ack():
-                self._drop(Ack)
+            case Ack() | Progress():
+                self._drop(type(message))
+            case OnChannel(channel, Partial() | Progress() as event):
+                self._drop(type(event), channel=channel)
             case Final() if self._newest_partial and self._newest_partial.segment <= message.segment:
                 self._drop(Partial)
                 self._newest_partial = None
@@ -119,9 +121,13 @@ class Outbox:
         self._seq += 1
         return Outgoing(message, self._seq)
 
-    def _drop(self, kind: type[Message]) -> None:
-        """Drop the unsent message of a kind, of which there is one at most."""
+    def _drop(self, kind: type[Message], *, channel: int | None = None) -> None:
+        """Drop the unsent message of a kind, of which there is one at most on each channel."""
         for outgoing in self._unsent:
-            if isinstance(outgoing.message, kind):
+            message = outgoing.message
+            of, event = (
+                (message.channel, message.event) if isinstance(message, OnChannel) else (None, message)
+            )
+            if of == channel and isinstance(event, kind):
                 self._unsent.remove(outgoing)
                 return

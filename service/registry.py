@@ -11,14 +11,16 @@ if TYPE_CHECKING:
 
 
 class Place:
-    """The right to one stream: a connection holds it from its handshake, then its session."""
+    """The right to one stream or more: a connection holds it from its handshake, then its session."""
 
-    def __init__(self, places: set[Place]) -> None:
+    def __init__(self, places: set[Place], *, n_streams: int) -> None:
         """Take a place.
 
         Args:
             places: All that are taken; the new one is added.
+            n_streams: How many it is for.
         """
+        self.n_streams = n_streams
         self._places = places
         places.add(self)
 
@@ -52,18 +54,24 @@ class Registry:
         self._is_empty = asyncio.Event()
         self._is_empty.set()
 
-    @property
-    def is_full(self) -> bool:
-        """Whether all places are taken."""
-        return len(self._places) >= self._n_places
+    def has_room(self, *, n_streams: int = 1) -> bool:
+        """Tell whether there is a place.
 
-    def reserve(self) -> Place | None:
+        Args:
+            n_streams: How many it is for.
+        """
+        return sum(place.n_streams for place in self._places) + n_streams <= self._n_places
+
+    def reserve(self, *, n_streams: int = 1) -> Place | None:
         """Take a place.
 
+        Args:
+            n_streams: How many it is for.
+
         Returns:
-            The place, None where all are taken.
+            The place, None where there is none.
         """
-        return None if self.is_full else Place(self._places)
+        return Place(self._places, n_streams=n_streams) if self.has_room(n_streams=n_streams) else None
 
     def __len__(self) -> int:
         """Sessions, those without a connection included."""

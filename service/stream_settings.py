@@ -12,6 +12,9 @@ from asr.events import Event
 _BYTES_PER_SAMPLE = {"pcm_s16le": 2, "pcm_f32le": 4, "mulaw": 1, "alaw": 1}
 COMPRESSED_ENCODINGS = ("flac", "ogg_opus")
 ENCODINGS = (*_BYTES_PER_SAMPLE, *COMPRESSED_ENCODINGS)
+# For the protocols of others, whose clients do not always say what they send.
+OPUS = "opus"  # Opus packets, one a push; or in Ogg or WebM, as their first bytes tell
+CONTAINER = "container"  # WAV, Ogg, WebM, FLAC, MP3 or AAC, as the first bytes tell
 
 
 @dataclass(frozen=True)
@@ -19,14 +22,16 @@ class AudioFormat:
     """How a client's bytes are to be read.
 
     Attributes:
-        encoding: One of ``ENCODINGS``; samples of several channels are interleaved.
-        sample_rate: In Hz; flac and ogg_opus say their own.
-        channels: They are averaged; flac and ogg_opus say their own.
+        encoding: One of ``ENCODINGS``, ``OPUS``, ``CONTAINER``; samples of several channels are interleaved.
+        sample_rate: In Hz; compressed audio and containers say their own.
+        channels: Averaged or split; compressed audio and containers say their own.
+        is_split: Each channel is recognised by itself; not for compressed audio and containers.
     """
 
     encoding: str = "pcm_s16le"
     sample_rate: int = 16_000
     channels: int = 1
+    is_split: bool = False
 
     @property
     def bytes_per_frame(self) -> int | None:
@@ -34,10 +39,19 @@ class AudioFormat:
         size = _BYTES_PER_SAMPLE.get(self.encoding)
         return None if size is None else size * self.channels
 
+    @property
+    def n_streams(self) -> int:
+        """How many streams recognise it."""
+        return self.channels if self.is_split else 1
+
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """How a stream is recognised; :meth:`asr.Recognizer.stream` says what the values mean."""
+    """How a stream is recognised; :meth:`asr.Recognizer.stream` says what the values mean.
+
+    Attributes:
+        hotwords: Names and terms to expect.
+    """
 
     decoder: str = "whisper"
     chunk_ms: int = 300
@@ -47,6 +61,13 @@ class StreamSettings:
     second_pass: bool = False
     silence_ms: int = 800
     max_segment_s: float = 30.0
+    hotwords: tuple[str, ...] = ()
+
+    @property
+    def full_prompt(self) -> str | None:
+        """The prompt with the hotwords behind it, for a recogniser that knows no other way to expect them."""
+        parts = [self.prompt, ", ".join(self.hotwords)]
+        return " ".join(part for part in parts if part) or None
 
 
 @dataclass(frozen=True)
@@ -54,6 +75,25 @@ class Flushed:
     """Everything fed before the flush is final; ``samples`` were heard, at 16 kHz."""
 
     samples: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Everything up to ``time``, in 16 kHz samples, has been recognised; what follows has not been heard.
+
+    ``n_due`` more samples are needed before any of them are.
+    """
+
+    time: int
+    n_due: int = 0
+
+
+@dataclass(frozen=True)
+class OnChannel:
+    """What one of several separate channels gave; they are counted from 0."""
+
+    channel: int
+    event: Event | Progress
 
 
 @dataclass(frozen=True)
@@ -71,4 +111,4 @@ class Failed:
     error: Exception
 
 
-Output = Event | Flushed | Finished | Failed
+Output = Event | Flushed | Progress | OnChannel | Finished | Failed

@@ -311,5 +311,7 @@ class PageServer:
 
 
 async def _send(connection: ServerConnection, *messages: dict[str, Any]) -> None:
-    for message in messages:
-        await connection.send(json.dumps(message))
+    # Who has left hears nothing more, but what they said before is still read.
+    with contextlib.suppress(ConnectionClosed):
+        for message in messages:
+            await connection.send(json.dumps(message))

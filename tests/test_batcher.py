@@ -15,7 +15,6 @@ from asr.errors import AudioError, OptionError
 from asr.events import SAMPLE_RATE, Event, Final, Partial
 from asr.recognizer import Recognizer
 from service.batcher import Batcher, NoSlotError, Slot
-from service.intake import CompressedIntake
 from service.stream_settings import AudioFormat, Failed, Finished, Flushed, Output, StreamSettings
 
 PCM = AudioFormat()
@@ -358,21 +357,6 @@ def test_encodings(recognizer: Recognizer, jfk: np.ndarray, encoding: str, rate:
     ended = sink.outputs[-1]
     assert isinstance(ended, Finished) and ended.audio_s == pytest.approx(3, abs=0.05)
     assert "fellow" in " ".join(sink.texts).lower()
-
-
-def test_compressed_channels_are_averaged(jfk: np.ndarray) -> None:
-    """Stereo FLAC gives the mean of its channels, as loud as the same audio in one."""
-    clip = jfk[:SAMPLE_RATE] * 0.5
-    arrived = threading.Event()
-    intake = CompressedIntake("flac", on_samples=arrived.set)
-    intake.push(encoded(np.stack([clip, clip / 2], axis=1), "flac", SAMPLE_RATE))
-    intake.end()
-    parts = []
-    while not intake.is_drained():
-        assert arrived.wait(20)
-        arrived.clear()
-        parts.append(intake.pull())
-    np.testing.assert_allclose(np.concatenate(parts), clip * 0.75, atol=1e-3)
 
 
 @pytest.mark.parametrize("encoding", ["flac", "ogg_opus"])

@@ -321,4 +321,5 @@ async def test_odd_requests_are_answered_and_not_logged(caplog: pytest.LogCaptur
             assert (await get(server, "/v1/stream", **(UPGRADE | twice)))[0] in (400, 403, 426)
         async with connected(server) as client:
             await client.start()
-    assert not caplog.records
+    # Before version 17 websockets itself logs a handshake without a key.
+    assert not [record for record in caplog.records if record.name != "websockets.server"]

@@ -143,13 +143,13 @@ async def test_a_newer_connection_takes_over() -> None:
 @in_loop
 async def test_a_taken_over_connection_times_nobody_out() -> None:
     """The old connection's silence is not the session's."""
-    async with serving(limits=Limits(idle_s=0.3)) as server, connected(server) as old:
+    async with serving(limits=Limits(idle_s=1.5)) as server, connected(server) as old:
         token = (await old.start())["resume_token"]
         async with connected(server) as new:
             await new.start(resume_token=token)
             old.websocket.transport.pause_reading()  # its closing handshake takes long
-            for _ in range(4):
-                await asyncio.sleep(0.1)
+            for _ in range(5):
+                await asyncio.sleep(0.4)
                 await new.audio(0.25)
             await new.send("stop")
             assert (await new.rest())[-1]["reason"] == "stop"

@@ -299,13 +299,13 @@ async def test_a_fast_upload_is_paced() -> None:
 async def test_a_held_model_does_not_look_like_a_silent_client() -> None:
     """While the server does not read, the client is neither idle nor gone, however long it takes."""
     batcher = FakeBatcher()
-    limits = Limits(queue_s=5, idle_s=0.3, ping_s=0.15)
+    limits = Limits(queue_s=5, idle_s=1.5, ping_s=0.75)
     async with serving(batcher, limits=limits) as server, connected(server) as client:
         await client.start()
         batcher.hold()
         for _ in range(8):
             await client.audio(1)
-        await asyncio.sleep(0.7)
+        await asyncio.sleep(2.5)
         assert not client.websocket.close_code
         batcher.release()
         await client.send("stop")
@@ -328,9 +328,11 @@ async def test_a_slow_reader_gets_every_final_and_few_partials(monkeypatch: pyte
                 await client.send("stop")
 
             sending = asyncio.create_task(upload())
-            await asyncio.sleep(0.3)
             (session,) = server._registry
-            assert live.MAX_WAITING <= session.session.n_waiting <= 2 * live.MAX_WAITING + 10
+            while session.session.n_waiting < live.MAX_WAITING:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.3)
+            assert session.session.n_waiting <= 2 * live.MAX_WAITING + 10
             client.websocket.transport.resume_reading()
             messages = await client.rest()
             await sending
@@ -382,12 +384,12 @@ async def flood(client: Client) -> None:
 @in_loop
 async def test_an_idle_session_ends_in_order() -> None:
     """Finals, the error, done with its reason, close 4408; a ping is a sign of life."""
-    async with serving(limits=Limits(idle_s=0.3)) as server:
+    async with serving(limits=Limits(idle_s=1.5)) as server:
         async with connected(server) as client:
             await client.start()
             await client.audio(0.5)
-            for _ in range(4):
-                await asyncio.sleep(0.1)
+            for _ in range(5):
+                await asyncio.sleep(0.4)
                 await client.send("ping")
             messages = await client.rest()
             assert client.websocket.close_code == 4408
@@ -413,7 +415,7 @@ async def test_a_connection_must_start_in_time() -> None:
 @in_loop
 async def test_a_session_ends_at_its_limit() -> None:
     """However busy it is: finals, error, done, close 4410."""
-    async with serving(limits=Limits(session_s=0.2)) as server, connected(server) as client:
+    async with serving(limits=Limits(session_s=1)) as server, connected(server) as client:
         await client.start()
         await client.audio(0.5)
         messages = await client.rest()
@@ -425,14 +427,14 @@ async def test_a_session_ends_at_its_limit() -> None:
 @in_loop
 async def test_a_client_that_does_not_answer_is_cut_off() -> None:
     """A half-open connection is noticed by its missing pong; one that answers stays."""
-    limits = Limits(ping_s=0.15)
+    limits = Limits(ping_s=0.75)
     async with serving(limits=limits) as server, connected(server) as deaf, connected(server) as quiet:
         await deaf.start()
         await quiet.start()
         deaf.websocket.transport.pause_reading()
         while sum(session.is_attached for session in server._registry) == 2:
             await asyncio.sleep(0.01)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(1)
         await quiet.send("stop")
         assert await quiet.close_code() == 1000
         deaf.cut()

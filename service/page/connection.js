@@ -107,7 +107,9 @@ export class Connection {
   /** Ends at once; what is not recognised yet is lost. */
   cancel() {
     if (this.#ended) return;
-    this.#sendJson({ type: "stop" }); // frees the place at once instead of keeping it for a resume
+    // Both free the place at once instead of keeping it for a resume; a busy server may never read the first.
+    this.#sendJson({ type: "stop" });
+    this.#socket?.close(1000);
     this.#end({});
   }
 

@@ -1,0 +1,71 @@
+"""Programs for Node with packages of the npm registry, for tests with vendors' SDKs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OPENAI = ("openai@6.49.0", "ws@8")
+DEEPGRAM = ("@deepgram/sdk@5.13.0",)
+_INSTALL_S = 120.0
+
+
+def modules(*packages: str) -> Path:
+    """A folder with the packages and what they need, installed once; the test is skipped without npm."""
+    npm = shutil.which("npm")
+    if npm is None or shutil.which("node") is None:
+        pytest.skip("needs node and npm")
+    name = "-".join(package.strip("@").replace("/", "_") for package in packages)
+    folder = Path(tempfile.gettempdir()) / f"foresound-npm-{os.getuid()}" / name
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Another run of the tests may install the same: each does so by itself, and the first one's stays.
+        own = Path(tempfile.mkdtemp(dir=folder.parent))
+        try:
+            _install(npm, packages, own)
+            with contextlib.suppress(OSError):
+                own.rename(folder)
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
+    return folder / "node_modules"
+
+
+def _install(npm: str, packages: Sequence[str], folder: Path) -> None:
+    command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", *packages]
+    try:
+        subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_INSTALL_S, check=True)
+    except subprocess.TimeoutExpired:
+        pytest.skip(f"npm did not install {packages} within {_INSTALL_S:g} s")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"npm cannot install {packages}: {error.stderr[-300:]}")
+
+
+async def run(script: str, *arguments: str, modules: Path, **environment: str) -> list[dict[str, Any]]:
+    """Run a CommonJS program; return the JSON lines that it prints."""
+    process = await asyncio.create_subprocess_exec(
+        "node",
+        "-e",
+        script,
+        "--",
+        *arguments,
+        env={**os.environ, "NODE_PATH": str(modules), **environment},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        output, errors = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    assert process.returncode == 0, errors.decode()
+    return [json.loads(line) for line in output.decode().splitlines()]
