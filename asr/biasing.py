@@ -27,8 +27,8 @@ class Strength:
     """How much is added to the log-probability of a listed term's tokens.
 
     Attributes:
-        begin: For a token that begins a term and may as well begin something else.
-        go_on: For every other token of a term, and for one that is a whole term.
+        begin: For a term's first token, which may as well begin something else.
+        go_on: For each other token of a term.
     """
 
     begin: float
@@ -52,15 +52,13 @@ class _Node:
     Attributes:
         depth: How many tokens it has.
         n_unsure: How many of its newest tokens belong to no term that is complete.
-        first: Node of the first of them.
-        is_end: It is a whole term.
+        is_end: It ends with a whole term.
         children: Next token -> node.
         fallback: Node of the longest other term's beginning that its tokens end with.
     """
 
     depth: int
     n_unsure: int
-    first: int = ROOT
     is_end: bool = False
     children: dict[int, int] = field(default_factory=dict)
     fallback: int = ROOT
@@ -129,9 +127,8 @@ class TokenTrie:
         node = self._nodes[ROOT]
         for depth, token in enumerate(term, start=1):
             if token not in node.children:
-                index = len(self._nodes)
-                node.children[token] = index
-                self._nodes.append(_Node(depth, n_unsure=depth, first=index if depth == 1 else node.first))
+                node.children[token] = len(self._nodes)
+                self._nodes.append(_Node(depth, n_unsure=depth))
             node = self._nodes[node.children[token]]
         node.is_end = bool(term)
 
@@ -144,6 +141,7 @@ class TokenTrie:
                 child = self._nodes[child_index]
                 child.n_unsure = 1 if node.is_end and not is_inside(token) else node.n_unsure + 1
                 child.fallback = self.step(node.fallback, token) if index != ROOT else ROOT
+                child.is_end |= self._nodes[child.fallback].is_end
                 queue.append(child_index)
 
 
@@ -177,10 +175,8 @@ class Biasing:
         self._trie = trie
         self._strength = strength
         self._inside = inside
-        firsts = trie.node(ROOT).children
         self._begin = torch.zeros(n_vocab, device=device)
-        for token, node in firsts.items():
-            self._begin[token] = self._first_gain(node)
+        self._begin[list(trie.node(ROOT).children)] = strength.begin
 
     def apply(self, logits: Tensor, context: Context) -> None:
         """Add to the logits ``[V]`` what each next token gains, in place."""
@@ -223,13 +219,8 @@ class Biasing:
 
     def _given(self, node: int, *, n_newest: int) -> float:
         """What the newest ``n_newest`` tokens of a node's text have gained together."""
-        reached = self._trie.node(node)
-        has_first = n_newest == reached.depth
-        return (n_newest - has_first) * self._strength.go_on + has_first * self._first_gain(reached.first)
-
-    def _first_gain(self, node: int) -> float:
-        """What a term's first token gains."""
-        return self._strength.go_on if self._trie.node(node).is_end else self._strength.begin
+        has_first = n_newest == self._trie.node(node).depth
+        return (n_newest - has_first) * self._strength.go_on + has_first * self._strength.begin
 
 
 def check_hotwords(hotwords: Sequence[str]) -> tuple[str, ...]:

@@ -101,7 +101,7 @@ def test_gains_by_hand() -> None:
     trie = TokenTrie([[a, b, c], [b, d], [d]], is_inside=lambda token: token == inside)
     biasing = Biasing(trie, STRENGTH, n_vocab=5, inside=torch.tensor([False] * 4 + [True]))
     ab = trie.walk([a, b])
-    assert biasing.gains(ROOT, n_open=0).tolist() == [BEGIN, BEGIN, 0, GO_ON, 0]
+    assert biasing.gains(ROOT, n_open=0).tolist() == [BEGIN, BEGIN, 0, BEGIN, 0]
     left = -(BEGIN + GO_ON)
     # c completes "abc"; d leaves it for "bd", which gives b's strength a second time, now as a beginning.
     expected = [left + BEGIN, left + BEGIN, GO_ON, left + BEGIN + GO_ON, left]
@@ -110,7 +110,7 @@ def test_gains_by_hand() -> None:
     expected = [BEGIN - GO_ON, BEGIN - GO_ON, GO_ON, BEGIN + GO_ON - GO_ON, -GO_ON]
     assert biasing.gains(ab, n_open=1).tolist() == expected
     complete = trie.walk([a, b, c])
-    assert biasing.gains(complete, n_open=3).tolist() == [BEGIN, BEGIN, 0, GO_ON, -(BEGIN + 2 * GO_ON)]
+    assert biasing.gains(complete, n_open=3).tolist() == [BEGIN, BEGIN, 0, BEGIN, -(BEGIN + 2 * GO_ON)]
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_open_words_are_judged_again_and_committed_ones_stay(beam_size: int) -> 
         certain = 0.9 if n_frames < 50 or n_frames >= 150 else 0.999
         return {said[n]: certain, other[n]: 1 - certain} if said[n] != other[n] else {said[n]: 0.99}
 
-    made = listening(script, "Peter", beam_size=beam_size)
+    made = listening(script, "Peter", beam_size=beam_size, strength=Strength(3.0, 3.0))
     before: list[int] = []
     drafts = []
     for n_frames in (10, 20, 30, 40, 50, 60, 70, 80, 150):
@@ -251,7 +251,7 @@ def test_a_boosted_term_is_not_repeated_for_ever(beam_size: int) -> None:
     def script(so_far: tuple[int, ...], n_frames: int) -> dict[int, float]:
         return {name: 0.2, EOT: 0.7}
 
-    made = listening(script, "Peter", beam_size=beam_size)
+    made = listening(script, "Peter", beam_size=beam_size, strength=Strength(3.0, 3.0))
     made.advance(heard(400))
     assert text(made)[0] + text(made)[1] == " Peter" * 4
 
