@@ -41,8 +41,7 @@ class Strength:
                 raise OptionError(f"the strength's {name} must be from 0 to {MAX_STRENGTH:g}, not {value}")
 
 
-GREEDY_STRENGTH = Strength(begin=0.5, go_on=2.0)
-BEAM_STRENGTH = Strength(begin=2.0, go_on=2.0)
+DEFAULT_STRENGTH = Strength(begin=3.0, go_on=4.0)
 
 
 @dataclass
