@@ -27,8 +27,8 @@ class Strength:
     """How much is added to the log-probability of a listed term's tokens.
 
     Attributes:
-        begin: For a token that begins a term and may as well begin something else.
-        go_on: For every other token of a term, and for one that is a whole term.
+        begin: For a term's first token, which may as well begin something else.
+        go_on: For each other token of a term, up to as many as its shortest spelling has.
     """
 
     begin: float
@@ -41,8 +41,7 @@ class Strength:
                 raise OptionError(f"the strength's {name} must be from 0 to {MAX_STRENGTH:g}, not {value}")
 
 
-GREEDY_STRENGTH = Strength(begin=0.5, go_on=2.0)
-BEAM_STRENGTH = Strength(begin=2.0, go_on=2.0)
+DEFAULT_STRENGTH = Strength(begin=3.0, go_on=4.0)
 
 
 @dataclass
@@ -51,16 +50,16 @@ class _Node:
 
     Attributes:
         depth: How many tokens it has.
+        n_boosted: How many of them, the first ones, gain something.
         n_unsure: How many of its newest tokens belong to no term that is complete.
-        first: Node of the first of them.
-        is_end: It is a whole term.
+        is_end: It ends with a whole term.
         children: Next token -> node.
         fallback: Node of the longest other term's beginning that its tokens end with.
     """
 
     depth: int
+    n_boosted: int
     n_unsure: int
-    first: int = ROOT
     is_end: bool = False
     children: dict[int, int] = field(default_factory=dict)
     fallback: int = ROOT
@@ -74,18 +73,24 @@ class TokenTrie:
     """
 
     def __init__(
-        self, terms: Iterable[Sequence[int]], *, is_inside: Callable[[int], bool] = lambda token: False
+        self,
+        terms: Iterable[Sequence[Sequence[int]]],
+        *,
+        is_inside: Callable[[int], bool] = lambda token: False,
     ) -> None:
         """Build it.
 
         Args:
-            terms: Token sequences; empty ones are left out.
+            terms: The spellings of each as token sequences; empty ones are left out.
             is_inside: Whether a token goes on with the word before it. A term is complete only where no such
                 token follows.
         """
-        self._nodes = [_Node(depth=0, n_unsure=0)]
+        self._nodes = [_Node(depth=0, n_boosted=0, n_unsure=0)]
         for term in terms:
-            self._add(term)
+            # An unusual spelling has more tokens. If all gained, the boost would prefer it: "dale" to "Dale".
+            n_boosted = min(map(len, term), default=0)
+            for spelling in term:
+                self._add(spelling, n_boosted)
         self._link(is_inside)
         self.max_depth = max(node.depth for node in self._nodes)
 
@@ -125,15 +130,15 @@ class TokenTrie:
                     yield token, child
             node = self._nodes[node].fallback
 
-    def _add(self, term: Sequence[int]) -> None:
+    def _add(self, spelling: Sequence[int], n_boosted: int) -> None:
         node = self._nodes[ROOT]
-        for depth, token in enumerate(term, start=1):
+        for depth, token in enumerate(spelling, start=1):
             if token not in node.children:
-                index = len(self._nodes)
-                node.children[token] = index
-                self._nodes.append(_Node(depth, n_unsure=depth, first=index if depth == 1 else node.first))
+                node.children[token] = len(self._nodes)
+                self._nodes.append(_Node(depth, n_boosted=0, n_unsure=depth))
             node = self._nodes[node.children[token]]
-        node.is_end = bool(term)
+            node.n_boosted = max(node.n_boosted, min(depth, n_boosted))
+        node.is_end = bool(spelling)
 
     def _link(self, is_inside: Callable[[int], bool]) -> None:
         """Set what follows from the whole trie, parents first."""
@@ -144,6 +149,8 @@ class TokenTrie:
                 child = self._nodes[child_index]
                 child.n_unsure = 1 if node.is_end and not is_inside(token) else node.n_unsure + 1
                 child.fallback = self.step(node.fallback, token) if index != ROOT else ROOT
+                child.n_boosted = max(child.n_boosted, node.n_boosted)
+                child.is_end |= self._nodes[child.fallback].is_end
                 queue.append(child_index)
 
 
@@ -177,10 +184,8 @@ class Biasing:
         self._trie = trie
         self._strength = strength
         self._inside = inside
-        firsts = trie.node(ROOT).children
         self._begin = torch.zeros(n_vocab, device=device)
-        for token, node in firsts.items():
-            self._begin[token] = self._first_gain(node)
+        self._begin[list(trie.node(ROOT).children)] = strength.begin
 
     def apply(self, logits: Tensor, context: Context) -> None:
         """Add to the logits ``[V]`` what each next token gains, in place."""
@@ -209,7 +214,7 @@ class Biasing:
         for token, child in self._trie.next_nodes(node):
             there = self._trie.node(child)
             if there.depth == here.depth + 1:
-                gains[token] = self._strength.go_on
+                gains[token] = self._given(child, n_newest=1)
             else:  # another term, which begins within the one that is left
                 gains[token] += self._given(child, n_newest=min(there.depth, n_open + 1)) - self._begin[token]
         return gains
@@ -225,11 +230,8 @@ class Biasing:
         """What the newest ``n_newest`` tokens of a node's text have gained together."""
         reached = self._trie.node(node)
         has_first = n_newest == reached.depth
-        return (n_newest - has_first) * self._strength.go_on + has_first * self._first_gain(reached.first)
-
-    def _first_gain(self, node: int) -> float:
-        """What a term's first token gains."""
-        return self._strength.go_on if self._trie.node(node).is_end else self._strength.begin
+        n_boosted = max(0, reached.n_boosted - (reached.depth - n_newest))
+        return (n_boosted - has_first) * self._strength.go_on + has_first * self._strength.begin
 
 
 def check_hotwords(hotwords: Sequence[str]) -> tuple[str, ...]:

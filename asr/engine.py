@@ -46,10 +46,9 @@ class Text:
     def biasing(self, hotwords: Sequence[str], strength: Strength) -> Biasing:
         """A rule that boosts terms in every spelling that the text may have."""
         has_blanks = self.tokenizer.language not in SPACELESS_LANGUAGES
-        texts = [text for term in hotwords for text in spellings(term, has_blanks=has_blanks)]
         inside = self._inside if has_blanks else None
         trie = TokenTrie(
-            [self.encode(text) for text in texts],
+            [list(map(self.encode, spellings(term, has_blanks=has_blanks))) for term in hotwords],
             is_inside=lambda token: inside is not None and bool(inside[token]),
         )
         return Biasing(trie, strength, n_vocab=self.n_vocab, inside=inside, device=self.device)

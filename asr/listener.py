@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from asr.anchor import Anchor, anchor_after_words, anchor_in_pause, anchor_in_speech
-from asr.biasing import GREEDY_STRENGTH, Strength
+from asr.biasing import DEFAULT_STRENGTH, Strength
 from asr.encoder import Chunking
 from asr.endpoint import EndpointRules
 from asr.engine import Engine
@@ -42,7 +42,7 @@ class StreamOptions:
     language: str | None = None
     prompt: str | None = None
     hotwords: tuple[str, ...] = ()
-    strength: Strength = GREEDY_STRENGTH
+    strength: Strength = DEFAULT_STRENGTH
     second_pass: bool = False
     rules: EndpointRules = field(default_factory=EndpointRules)
     carry_prompt: bool = True  # a new window gets the text before it as prompt

@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from asr import SAMPLE_RATE, ForesoundError, Recognizer
 from asr.batch import Step
-from asr.biasing import Strength
+from asr.biasing import DEFAULT_STRENGTH, Strength
 from benchmarks.machine import machine
 from training.evaluate import load_recognizer
 from training.manifest import ManifestError, Utterance, load_audio, read_manifest
@@ -64,7 +64,7 @@ class Setting:
     n_terms: int
     beam_size: int
     chunk_ms: int
-    strength: Strength | None = None
+    strength: Strength = DEFAULT_STRENGTH
 
     def recognise(self, recognizer: Recognizer, spoken: Sequence[Spoken]) -> list[str]:
         """Return the texts of utterances streamed at once."""
@@ -207,12 +207,11 @@ def measure(recognizer: Recognizer, spoken: Sequence[Spoken], settings: Sequence
 def numbers(row: Row, *, duration_s: float) -> dict[str, Any]:
     """Return a row's numbers as plain values for JSON."""
     setting, counts = row.setting, row.counts
-    strength = setting.strength and {"begin": setting.strength.begin, "go_on": setting.strength.go_on}
     return {
         "way": setting.way,
         "n_terms": setting.n_terms,
         "beam_size": setting.beam_size,
-        "strength": strength,
+        "strength": asdict(setting.strength),
         "wer": counts.edits.wer,
         "n_words": counts.edits.n_words,
         "n_rare": counts.n_rare,
@@ -225,11 +224,12 @@ def numbers(row: Row, *, duration_s: float) -> dict[str, Any]:
 
 def format_table(results: Sequence[dict[str, Any]]) -> str:
     """Return the numbers for people."""
-    lines = ["way    beam terms  recall of rare words    WER %  false terms  CPU s per s"]
+    lines = ["way    beam terms  boost  recall of rare words    WER %  false terms  CPU s per s"]
     for each in results:
         recall = "-" if each["recall"] is None else f"{100 * each['recall']:.1f} %"
+        boost = "{begin:g},{go_on:g}".format(**each["strength"])
         lines.append(
-            f"{each['way']:6} {each['beam_size']:4} {each['n_terms']:5}  "
+            f"{each['way']:6} {each['beam_size']:4} {each['n_terms']:5}  {boost:5}  "
             f"{recall:>7} ({each['n_found']:>4}/{each['n_rare']:<4})  {100 * each['wer']:8.2f}  "
             f"{each['n_false']:11}  {each['cpu_s_per_s']:11.3f}"
         )
@@ -240,12 +240,11 @@ def plan(args: argparse.Namespace) -> list[Setting]:
     """Return the settings to be measured: without terms every way is the same, so that comes once."""
     settings = []
     for beam_size in args.beams:
-        strengths = args.strength or [None]
         base = Setting("boost", 0, beam_size, args.chunk_ms)
         settings += [base] if 0 in args.terms else []
         for n_terms in [n for n in args.terms if n > 0]:
             for way in args.ways:
-                several = strengths if way != "prompt" else [None]
+                several = args.strength if args.strength and way != "prompt" else [DEFAULT_STRENGTH]
                 settings += [replace(base, way=way, n_terms=n_terms, strength=each) for each in several]
     return settings
 

@@ -64,7 +64,7 @@ def gained(biasing: Biasing, trie: TokenTrie, tokens: Sequence[int]) -> float:
 @given(TERMS, TOKENS)
 def test_the_trie_knows_the_longest_beginning(terms: list[list[int]], tokens: list[int]) -> None:
     """After any text the node's depth is the longest suffix that begins a term, stepped or walked."""
-    trie = TokenTrie(terms)
+    trie = TokenTrie([terms])
     beginnings = {tuple(term[:n]) for term in terms for n in range(len(term) + 1)}
     longest = max(n for n in range(len(tokens) + 1) if tuple(tokens[len(tokens) - n :]) in beginnings)
     node = ROOT
@@ -75,12 +75,12 @@ def test_the_trie_knows_the_longest_beginning(terms: list[list[int]], tokens: li
     assert len(trie) == len(beginnings) - 1
 
 
-@given(TERMS, TOKENS)
-def test_what_no_term_completes_is_taken_back(terms: list[list[int]], tokens: list[int]) -> None:
+@given(st.lists(TERMS, min_size=1, max_size=2), TOKENS)
+def test_what_no_term_completes_is_taken_back(terms: list[list[list[int]]], tokens: list[int]) -> None:
     """A text without a whole term has gained nothing once it has ended, whatever it began."""
     end = 4
     said = [tokens[i:j] for i in range(len(tokens)) for j in range(i + 1, len(tokens) + 1)]
-    whole = [term for term in terms if term in said]
+    whole = [spelling for term in terms for spelling in term if spelling in said]
     trie = TokenTrie(terms)
     total = gained(Biasing(trie, STRENGTH, n_vocab=5), trie, [*tokens, end])
     assert total == pytest.approx(0.0) if not whole else total > 0
@@ -89,7 +89,7 @@ def test_what_no_term_completes_is_taken_back(terms: list[list[int]], tokens: li
 @given(TERMS, TOKENS)
 def test_what_is_decided_is_not_taken_back(terms: list[list[int]], tokens: list[int]) -> None:
     """A search that decides at once never loses anything, and what it may gain is one token's strength."""
-    trie = TokenTrie(terms)
+    trie = TokenTrie([terms])
     biasing = Biasing(trie, STRENGTH, n_vocab=5)
     gains = biasing.gains(trie.walk(tokens), n_open=0)
     assert {*gains.tolist()} <= {0.0, BEGIN, GO_ON}
@@ -98,10 +98,10 @@ def test_what_is_decided_is_not_taken_back(terms: list[list[int]], tokens: list[
 def test_gains_by_hand() -> None:
     """Begin, go on, leave, complete, fall into another term, and a word that only looks complete."""
     a, b, c, d, inside = range(5)
-    trie = TokenTrie([[a, b, c], [b, d], [d]], is_inside=lambda token: token == inside)
+    trie = TokenTrie([[[a, b, c]], [[b, d]], [[d]]], is_inside=lambda token: token == inside)
     biasing = Biasing(trie, STRENGTH, n_vocab=5, inside=torch.tensor([False] * 4 + [True]))
     ab = trie.walk([a, b])
-    assert biasing.gains(ROOT, n_open=0).tolist() == [BEGIN, BEGIN, 0, GO_ON, 0]
+    assert biasing.gains(ROOT, n_open=0).tolist() == [BEGIN, BEGIN, 0, BEGIN, 0]
     left = -(BEGIN + GO_ON)
     # c completes "abc"; d leaves it for "bd", which gives b's strength a second time, now as a beginning.
     expected = [left + BEGIN, left + BEGIN, GO_ON, left + BEGIN + GO_ON, left]
@@ -110,7 +110,17 @@ def test_gains_by_hand() -> None:
     expected = [BEGIN - GO_ON, BEGIN - GO_ON, GO_ON, BEGIN + GO_ON - GO_ON, -GO_ON]
     assert biasing.gains(ab, n_open=1).tolist() == expected
     complete = trie.walk([a, b, c])
-    assert biasing.gains(complete, n_open=3).tolist() == [BEGIN, BEGIN, 0, GO_ON, -(BEGIN + 2 * GO_ON)]
+    assert biasing.gains(complete, n_open=3).tolist() == [BEGIN, BEGIN, 0, BEGIN, -(BEGIN + 2 * GO_ON)]
+
+
+def test_no_spelling_gains_more_than_the_shortest() -> None:
+    """Tokens beyond the shortest spelling's number gain nothing, unless another term goes on with them."""
+    a, b, c, d, end = range(5)
+    trie = TokenTrie([[[a, b], [c, d, a]], [[c, b, d]]])
+    biasing = Biasing(trie, STRENGTH, n_vocab=5)
+    assert gained(biasing, trie, [a, b, end]) == gained(biasing, trie, [c, d, a, end]) == BEGIN + GO_ON
+    assert gained(biasing, trie, [c, b, d, end]) == BEGIN + 2 * GO_ON
+    assert gained(biasing, trie, [c, d, end]) == 0
 
 
 @pytest.mark.parametrize(
@@ -230,7 +240,7 @@ def test_open_words_are_judged_again_and_committed_ones_stay(beam_size: int) -> 
         certain = 0.9 if n_frames < 50 or n_frames >= 150 else 0.999
         return {said[n]: certain, other[n]: 1 - certain} if said[n] != other[n] else {said[n]: 0.99}
 
-    made = listening(script, "Peter", beam_size=beam_size)
+    made = listening(script, "Peter", beam_size=beam_size, strength=Strength(3.0, 3.0))
     before: list[int] = []
     drafts = []
     for n_frames in (10, 20, 30, 40, 50, 60, 70, 80, 150):
@@ -251,7 +261,7 @@ def test_a_boosted_term_is_not_repeated_for_ever(beam_size: int) -> None:
     def script(so_far: tuple[int, ...], n_frames: int) -> dict[int, float]:
         return {name: 0.2, EOT: 0.7}
 
-    made = listening(script, "Peter", beam_size=beam_size)
+    made = listening(script, "Peter", beam_size=beam_size, strength=Strength(3.0, 3.0))
     made.advance(heard(400))
     assert text(made)[0] + text(made)[1] == " Peter" * 4
 
@@ -264,7 +274,7 @@ def test_what_is_forbidden_stays_forbidden() -> None:
         return {symbol: 0.6, EOT: 0.3}
 
     made = search(script)
-    strong = Biasing(TokenTrie([[symbol]]), Strength(20.0, 20.0), n_vocab=N_VOCAB)
+    strong = Biasing(TokenTrie([[[symbol]]]), Strength(20.0, 20.0), n_vocab=N_VOCAB)
     bias(made, strong)
     made.advance(heard(50))
     assert made.draft == () and made.committed == []

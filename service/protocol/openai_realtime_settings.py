@@ -21,7 +21,7 @@ LOGPROBS = "item.input_audio_transcription.logprobs"
 DELAY_MS = {"minimal": 80, "low": 160, "medium": 300, "high": 600, "xhigh": 1000}
 EAGERNESS_MS = {"low": 1500, "medium": 800, "auto": 800, "high": 400}  # silence that ends a turn
 _SILENCE_MS = (100, 5000)  # what the recogniser can wait for
-_PROMPT_CHARS = 1000  # the model looks at the last 224 tokens
+_PROMPT_CHARS = 1000  # the model looks at the last 64 tokens
 _FORMATS = {
     "audio/pcm": AudioFormat("pcm_s16le", 24_000),
     "audio/pcmu": AudioFormat("mulaw", 8000),
