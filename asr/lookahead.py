@@ -4,8 +4,8 @@ In every block a scheduler looks at a frame and decides how many frames after it
 training the decision is soft and carries a gradient; in streaming it is hard, and a frame is computed as soon
 as what it asked for is there. :meth:`Lookahead.forward` computes whole streams under masks;
 :meth:`Lookahead.step` goes on with many streams at once, each from its own frontier, and gives the same
-frames as the hard forward. Axis letters: B streams, T frames, D width, N blocks, K the farthest that one block
-looks.
+frames as the hard forward. Axis letters: B streams, T frames, D width, N blocks, K the farthest that one
+block looks.
 """
 
 from __future__ import annotations
