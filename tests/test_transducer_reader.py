@@ -1,0 +1,142 @@
+"""Reading a stream with the transducer: windows that overlap, batches, words, times and commitment."""
+
+import random
+
+import pytest
+import torch
+from whisper.tokenizer import get_tokenizer
+
+from asr.bpe import TruncatedBpe
+from asr.frontier import LookPolicy
+from asr.head import HEAD_FRAME_SAMPLES, TransducerHead
+from asr.transducer_reader import EmissionTiming, Reading, ReadJob, TransducerReader, read
+from asr.transducer_search import Emission, GreedySearch, SearchJob
+from asr.words import Token, Vocabulary, build_words
+from tests.heads import TINY_HEAD, tiny_head
+
+TOKENIZER = get_tokenizer(multilingual=False)
+VOCABULARY = Vocabulary(TOKENIZER)
+TIMING = EmissionTiming.from_ms(lead_ms=200, lag_ms=40)
+
+
+@pytest.fixture(scope="module")
+def head() -> TransducerHead:
+    return tiny_head(1).double()
+
+
+def _reader(head: TransducerHead, *, beam_size: int = 1, bias: float = 0.0) -> TransducerReader:
+    return TransducerReader(head, VOCABULARY, policy=LookPolicy(bias), timing=TIMING, beam_size=beam_size)
+
+
+def _frames(n_frames: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, n_frames, TINY_HEAD.encoder_width, generator=generator, dtype=torch.float64)
+
+
+def _expected(head: TransducerHead, frames: torch.Tensor, policy: LookPolicy) -> list[tuple[int, int]]:
+    """(token, sample) of one pass and one search over the whole stream."""
+    whole = head(frames, torch.tensor([frames.shape[1] // 2]), policy=policy).frames
+    search = GreedySearch(head.transducer)
+    state = search.init_state()
+    search.advance([SearchJob(whole, state)])
+    return [(e.token, (e.frame + 1) * HEAD_FRAME_SAMPLES) for e in state.draft]
+
+
+def _seen(tokens: list[Token]) -> list[tuple[int, int]]:
+    return [(token.id, token.peak) for token in tokens]
+
+
+def test_streams_in_overlapping_windows_equal_one_pass(head: TransducerHead) -> None:
+    """Three streams with dials of their own; windows begin anew and bring frames once more."""
+    generator = random.Random(3)
+    streams = [_frames(n, seed=n) for n in (160, 99, 121)]
+    biases = [0.0, -2.0, 2.0]
+    readers = [_reader(head, bias=bias) for bias in biases]
+    tokens: list[list[Token]] = [[] for _ in streams]
+    n_read, at = [0] * 3, [0] * 3
+    while any(start < x.shape[1] for start, x in zip(at, streams, strict=True)):
+        going = [i for i in range(3) if at[i] < streams[i].shape[1]]
+        jobs = []
+        for i in going:
+            first = max(0, at[i] - generator.choice([0, 0, 30]))
+            at[i] = min(at[i] + generator.choice([4, 15, 16]), streams[i].shape[1])
+            jobs.append(
+                ReadJob(readers[i], streams[i][:, first : at[i]], first, ends=at[i] == streams[i].shape[1])
+            )
+        for i, reading in zip(going, read(head, jobs), strict=True):
+            tokens[i] += reading.tokens
+            n_read[i] += reading.n_frames
+            assert len(reading.waits) == reading.n_frames
+    for i, (reader, frames) in enumerate(zip(readers, streams, strict=True)):
+        tokens[i] += reader.commit_draft()
+        expected = _expected(head, frames, LookPolicy(biases[i]))
+        assert len(expected) > 8
+        assert _seen(tokens[i]) == expected
+        assert n_read[i] == frames.shape[1] // 2
+        assert reader.end == n_read[i] * HEAD_FRAME_SAMPLES
+        assert reader.heard == frames.shape[1] * 320
+
+
+def test_greedy_and_beam_share_a_batch(head: TransducerHead) -> None:
+    """Each reader keeps its own number of hypotheses."""
+    frames = _frames(100, seed=7)
+    alone = [_reader(head, beam_size=size) for size in (1, 4)]
+    for reader in alone:
+        read(head, [ReadJob(reader, frames, 0, ends=True)])
+    together = [_reader(head, beam_size=size) for size in (1, 4)]
+    read(head, [ReadJob(reader, frames, 0, ends=True) for reader in together])
+    for one, other in zip(alone, together, strict=True):
+        assert _seen(one.commit_draft()) == _seen(other.commit_draft())
+
+
+def test_waits_are_what_the_frames_waited(head: TransducerHead) -> None:
+    """Fed one head frame at a time, an output's wait is the number of frames that came after its own."""
+    reader, frames = _reader(head, bias=1.0), _frames(80)
+    seen = 0
+    for at in range(0, 80, 2):
+        (reading,) = read(head, [ReadJob(reader, frames[:, at : at + 2], at)])
+        assert reading.waits == tuple(at // 2 - (seen + i) for i in range(reading.n_frames))
+        seen += reading.n_frames
+    assert 30 < seen <= 40
+
+
+def _say(reader: TransducerReader, text: str) -> Reading:
+    """Let the search of a reader have found a text."""
+    state = reader._search
+    for token in TruncatedBpe.of(TOKENIZER, TINY_HEAD.n_tokens).encode(text):
+        state.n_frames += 1
+        state.hypotheses = [h.extended(Emission(token, -0.1, state.n_frames - 1)) for h in state.hypotheses]
+    return reader._take(())
+
+
+def test_the_newest_word_stays_open(head: TransducerHead) -> None:
+    """A word is committed when the next begins, with its punctuation; before, it may still grow."""
+    reader = _reader(head)
+    committed = [*_say(reader, " the b").tokens, *_say(reader, "oat,").tokens]
+    assert VOCABULARY.text(t.id for t in committed) == " the"
+    assert VOCABULARY.text(t.id for t in reader.draft) == " boat,"
+    committed += _say(reader, " a").tokens
+    assert VOCABULARY.text(t.id for t in committed) == " the boat,"
+    committed += reader.commit_draft()
+    assert VOCABULARY.text(t.id for t in committed) == " the boat, a"
+    assert reader.draft == ()
+
+
+def test_a_word_without_end_is_committed(head: TransducerHead) -> None:
+    """Garbage without blanks cannot make the draft grow for ever."""
+    reader = _reader(head)
+    for _ in range(100):
+        _say(reader, "xq")
+        assert len(reader.draft) <= 26
+
+
+def test_words_have_times_and_confidences(head: TransducerHead) -> None:
+    """A word begins and ends where the head's timing says, without overlaps."""
+    reader = _reader(head)
+    tokens = [*_say(reader, " to be, or").tokens, *reader.commit_draft()]
+    words = build_words(tokens, VOCABULARY, n_committed=len(tokens), start=0, end=100_000)
+    assert [word.text for word in words] == ["to", "be,", "or"]
+    assert all(word.confidence == pytest.approx(0.905, abs=1e-3) for word in words)
+    assert all(a.end <= b.start for a, b in zip(words, words[1:], strict=False))
+    last = [token for token in tokens if token.peak <= words[-1].end + TIMING.lag][-1]
+    assert words[-1].end == last.peak - TIMING.lag
