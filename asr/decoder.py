@@ -1,12 +1,15 @@
 """Whisper's text decoder over encoder frames that keep arriving.
 
 The weights are those of :class:`whisper.model.TextDecoder`; only the data flow is ours. Cross-attention
-keys and values of a frame are projected once, when the frame arrives, and never again. Axis letters:
-B batch or beams, U text tokens, T encoder frames, L layers, D width, H heads, V vocabulary.
+keys and values of a frame are projected once, when the frame arrives, and never again.
+:meth:`Decoder.forward` decodes whole sequences under masks (training), :meth:`Decoder.step` goes on with many
+streams at once. Axis letters: B batch or beams, U text tokens, N those of all streams of a step, T encoder
+frames, L layers, D width, H heads, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +58,31 @@ class DecoderOutput:
     attention: Tensor | None  # [B, A, U, T] cross-attention of the A alignment heads, float32
 
 
+@dataclass(frozen=True)
+class DecoderJob:
+    """One stream's next step: B hypotheses go on by the same number of tokens each.
+
+    Attributes:
+        tokens: ``[B, U]`` next token ids.
+        text: The hypotheses' cache; the step lets it grow by U.
+        cross: The frames heard so far; one row serves every hypothesis.
+        n_logits: Of how many of the last positions the next token is asked for.
+    """
+
+    tokens: Tensor
+    text: SelfCache
+    cross: CrossCache
+    n_logits: int = 1
+
+
+@dataclass(frozen=True)
+class DecoderResult:
+    """What a job yields."""
+
+    logits: Tensor  # [B, n_logits, V] float32
+    attention: Tensor  # [B, A, U, T] cross-attention of the A alignment heads, float32
+
+
 class Decoder:
     """Stateless functions over the weights of a Whisper text decoder."""
 
@@ -80,13 +108,13 @@ class Decoder:
         """Empty room for ``max_frames`` encoder frames of one stream."""
         shape = (self.n_layer, 1, max_frames, self.width)
         like = self.weights.positional_embedding
-        return CrossCache(like.new_zeros(shape), like.new_zeros(shape))
+        return CrossCache(like.new_empty(shape), like.new_empty(shape))
 
     def new_self_cache(self, *, n_rows: int = 1) -> SelfCache:
         """Empty room for a full text context of ``n_rows`` hypotheses."""
         shape = (self.n_layer, n_rows, self.n_ctx, self.width)
         like = self.weights.positional_embedding
-        return SelfCache(like.new_zeros(shape), like.new_zeros(shape))
+        return SelfCache(like.new_empty(shape), like.new_empty(shape))
 
     def project_frames(self, frames: Tensor) -> CrossCache:
         """Project whole sequences of frames ``[B, T, D]`` (training, alignment)."""
@@ -94,14 +122,25 @@ class Decoder:
         values = [block.cross_attn.value(frames) for block in self.weights.blocks]
         return CrossCache(torch.stack(keys), torch.stack(values), frames.shape[1])
 
-    def append_frames(self, frames: Tensor, cache: CrossCache) -> None:
-        """Project the new frames ``[B, N, D]`` and append them to ``cache``."""
-        end = cache.n_frames + frames.shape[1]
-        assert end <= cache.keys.shape[2], "the segment was not re-anchored in time"
-        new = self.project_frames(frames)
-        cache.keys[:, :, cache.n_frames : end] = new.keys
-        cache.values[:, :, cache.n_frames : end] = new.values
-        cache.n_frames = end
+    def append_frames(self, parts: Sequence[tuple[Tensor, CrossCache]]) -> list[None]:
+        """Project the new frames of many streams together and append them.
+
+        Args:
+            parts: For each stream ``[1, T, D]`` frames and its cache of one row.
+
+        Returns:
+            None for each.
+        """
+        lengths = [frames.shape[1] for frames, _ in parts]
+        new = self.project_frames(torch.cat([frames for frames, _ in parts], dim=1))
+        projected = zip(new.keys.split(lengths, dim=2), new.values.split(lengths, dim=2), strict=True)
+        for (_, cache), (keys, values) in zip(parts, projected, strict=True):
+            end = cache.n_frames + keys.shape[2]
+            assert end <= cache.keys.shape[2], "a stream was not re-anchored in time"
+            cache.keys[:, :, cache.n_frames : end] = keys
+            cache.values[:, :, cache.n_frames : end] = values
+            cache.n_frames = end
+        return [None] * len(parts)
 
     def forward(
         self,
@@ -128,55 +167,75 @@ class Decoder:
         """
         x = self.weights.token_embedding(tokens) + self.weights.positional_embedding[positions]
         attention: list[Tensor] = []
-        for layer, block in enumerate(self.weights.blocks):
-            y = block.attn_ln(x)
-            keys, values = block.attn.key(y), block.attn.value(y)
-            x = x + block.attn.out(
-                attend(block.attn.query(y), keys, values, n_head=self.n_head, mask=self_mask)
-            )
-            x = self._cross_and_mlp(x, layer, cross, cross_mask, attention if with_attention else None)
-        return self._output(x, attention if with_attention else None)
 
-    def step(
-        self, tokens: Tensor, state: SelfCache, cross: CrossCache, *, with_attention: bool = False
-    ) -> DecoderOutput:
-        """Continue B hypotheses by the same number of tokens each.
+        def mix(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return attend(query, key, value, n_head=self.n_head, mask=self_mask)
 
-        Equals :meth:`forward` over everything decoded so far with a causal mask, as long as
-        ``cross`` did not grow in between.
+        def look(layer: int, query: Tensor) -> Tensor:
+            seen = attention if with_attention else None
+            return self._look(layer, query, cross, mask=cross_mask, attention=seen)
+
+        hidden = self._transform(x, mix, look)
+        return DecoderOutput(hidden, torch.cat(attention, dim=1) if attention else None)
+
+    def step(self, jobs: Sequence[DecoderJob]) -> list[DecoderResult]:
+        """Go on with many streams, wherever each of them is.
+
+        All tokens go through the weights together; only attention is a stream's own affair. Equals
+        :meth:`forward` over everything decoded so far with a causal mask, as long as a stream's frames did
+        not grow in between.
 
         Args:
-            tokens: ``[B, U]`` next token ids.
-            state: The hypotheses' cache; grows by U.
-            cross: The frames heard so far; one row serves every hypothesis.
-            with_attention: Also return the alignment heads' cross-attention.
+            jobs: At least one, of different streams.
 
         Returns:
-            Hidden states of the U tokens, and attention if asked for.
+            One result for each job.
         """
-        start, n_new = state.n_tokens, tokens.shape[1]
-        end = start + n_new
-        assert end <= self.n_ctx, "the text context is full: the segment was not re-anchored in time"
-        x = self.weights.token_embedding(tokens) + self.weights.positional_embedding[start:end]
-        mask = None
-        if n_new > 1:
-            mask = torch.ones(n_new, end, dtype=torch.bool, device=x.device).tril(start)
-        attention: list[Tensor] = []
-        for layer, block in enumerate(self.weights.blocks):
-            y = block.attn_ln(x)
-            state.keys[layer, :, start:end] = block.attn.key(y)
-            state.values[layer, :, start:end] = block.attn.value(y)
-            keys, values = state.keys[layer, :, :end], state.values[layer, :, :end]
-            x = x + block.attn.out(attend(block.attn.query(y), keys, values, n_head=self.n_head, mask=mask))
-            x = self._cross_and_mlp(x, layer, cross, None, attention if with_attention else None)
-        state.n_tokens = end
-        return self._output(x, attention if with_attention else None)
+        sizes = [job.tokens.numel() for job in jobs]
+        texts = [_Text(job) for job in jobs]
+        attention: list[list[Tensor]] = [[] for _ in jobs]
+
+        def rows(x: Tensor) -> list[Tensor]:
+            parts = zip(x.split(sizes), jobs, strict=True)
+            return [part.unflatten(0, job.tokens.shape) for part, job in parts]  # [B, U, D] each
+
+        def packed(parts: list[Tensor]) -> Tensor:
+            return torch.cat([part.flatten(0, 1) for part in parts])
+
+        def mix(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            mixed = []
+            for text, q, k, v in zip(texts, rows(query), rows(key), rows(value), strict=True):
+                keys, values = text.extend(layer, k, v)
+                mixed.append(attend(q, keys, values, n_head=self.n_head, mask=text.mask))
+            return packed(mixed)
+
+        def look(layer: int, query: Tensor) -> Tensor:
+            queries = zip(rows(query), jobs, attention, strict=True)
+            return packed(
+                [self._look(layer, q, job.cross, mask=None, attention=seen) for q, job, seen in queries]
+            )
+
+        tokens = torch.cat([job.tokens.flatten() for job in jobs])
+        positions = torch.cat([text.positions for text in texts])
+        x = self.weights.token_embedding(tokens) + self.weights.positional_embedding[positions]  # [N, D]
+        hidden = rows(self._transform(x, mix, look))
+        logits = self._last_logits(hidden, jobs)
+        for job in jobs:  # last, so that a step that failed can be taken again
+            job.text.n_tokens += job.tokens.shape[1]
+        return [DecoderResult(x, torch.cat(seen, dim=1)) for x, seen in zip(logits, attention, strict=True)]
+
+    def _last_logits(self, hidden: list[Tensor], jobs: Sequence[DecoderJob]) -> list[Tensor]:
+        """Logits ``[B, n_logits, V]`` of the positions that each job asks for, by one product."""
+        last = [x[:, x.shape[1] - job.n_logits :] for x, job in zip(hidden, jobs, strict=True)]
+        logits = self.logits(torch.cat([x.flatten(0, 1) for x in last]))
+        parts = logits.split([x.shape[0] * x.shape[1] for x in last])
+        return [part.unflatten(0, x.shape[:2]) for part, x in zip(parts, last, strict=True)]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Project hidden states ``[..., D]`` to float32 logits ``[..., V]``."""
         table = self.weights.token_embedding.weight.to(hidden.dtype)
         rows = hidden.flatten(end_dim=-2)
-        if len(rows) > FEW_ROWS:
+        if not 0 < len(rows) <= FEW_ROWS:
             return torch.nn.functional.linear(hidden, table).float()
         # As columns, a few rows read the table once; as rows they make the CPU's library copy it first, which
         # costs five times as much. A single column takes a slower path than two.
@@ -184,19 +243,71 @@ class Decoder:
         logits = (table @ columns).T[: len(rows)]
         return logits.reshape(*hidden.shape[:-1], -1).float()
 
-    def _cross_and_mlp(
-        self, x: Tensor, layer: int, cross: CrossCache, mask: Tensor | None, attention: list[Tensor] | None
+    def _transform(
+        self,
+        x: Tensor,
+        mix: Callable[[int, Tensor, Tensor, Tensor], Tensor],
+        look: Callable[[int, Tensor], Tensor],
     ) -> Tensor:
-        block = self.weights.blocks[layer]
-        keys = cross.keys[layer, :, : cross.n_frames].expand(x.shape[0], -1, -1)
-        values = cross.values[layer, :, : cross.n_frames].expand(x.shape[0], -1, -1)
-        query = block.cross_attn.query(block.cross_attn_ln(x))
-        x = x + block.cross_attn.out(attend(query, keys, values, n_head=self.n_head, mask=mask))
+        """The transformer blocks.
+
+        Args:
+            x: ``[..., D]`` embedded tokens.
+            mix: Self-attention with a layer's queries, keys and values.
+            look: Cross-attention with a layer's queries.
+
+        Returns:
+            ``[..., D]`` after the last layer norm.
+        """
+        for layer, block in enumerate(self.weights.blocks):
+            y = block.attn_ln(x)
+            mixed = mix(layer, block.attn.query(y), block.attn.key(y), block.attn.value(y))
+            x = x + block.attn.out(mixed)
+            seen = look(layer, block.cross_attn.query(block.cross_attn_ln(x)))
+            x = x + block.cross_attn.out(seen)
+            x = x + block.mlp(block.mlp_ln(x))
+        return self.weights.ln(x)
+
+    def _look(
+        self,
+        layer: int,
+        query: Tensor,
+        cross: CrossCache,
+        *,
+        mask: Tensor | None,
+        attention: list[Tensor] | None,
+    ) -> Tensor:
+        """Cross-attention of ``[B, U, D]`` queries; adds the alignment heads' weights to ``attention``."""
+        keys = cross.keys[layer, :, : cross.n_frames].expand(len(query), -1, -1)
+        values = cross.values[layer, :, : cross.n_frames].expand(len(query), -1, -1)
         if attention is not None and self._heads[layer]:
             weights = attention_weights(query, keys, n_head=self.n_head, mask=mask)
             attention.append(weights[:, self._heads[layer]])
-        return x + block.mlp(block.mlp_ln(x))
+        return attend(query, keys, values, n_head=self.n_head, mask=mask)
 
-    def _output(self, x: Tensor, attention: list[Tensor] | None) -> DecoderOutput:
-        hidden = self.weights.ln(x)
-        return DecoderOutput(hidden, torch.cat(attention, dim=1) if attention else None)
+
+class _Text:
+    """The tokens that the new ones of one job see."""
+
+    def __init__(self, job: DecoderJob) -> None:
+        n_rows, n_new = job.tokens.shape
+        self._cache, self._start = job.text, job.text.n_tokens
+        self._end = self._start + n_new
+        assert self._end <= job.text.keys.shape[2], (
+            "the text context is full: a stream was not re-anchored in time"
+        )
+        device = job.text.keys.device
+        self.positions = torch.arange(self._start, self._end, device=device).repeat(n_rows)
+        is_many = n_new > 1  # a single token sees everything
+        self.mask = (
+            torch.ones(n_new, self._end, dtype=torch.bool, device=device).tril(self._start)
+            if is_many
+            else None
+        )
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write new keys and values ``[B, U, D]``; return all that there are."""
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        keys[:, self._start : self._end] = key
+        values[:, self._start : self._end] = value
+        return keys[:, : self._end], values[:, : self._end]

@@ -1,14 +1,16 @@
 """Whisper's encoder made chunk-causal (CarelessWhisper / WhisperRT, arXiv 2508.12301).
 
 Encoder frames are 20 ms. A frame attends to its own chunk and, within the left context, to earlier chunks; it
-never sees a later one, so frames are final once computed. :meth:`CausalEncoder.forward` is
-:meth:`CausalEncoder.step` from a fresh state. Axis letters: B batch, T encoder frames, M mel bins, D width,
-L layers, C frames per chunk, R ring slots.
+never sees a later one, so frames are final once computed. :meth:`CausalEncoder.forward` encodes whole signals
+under a mask (training); :meth:`CausalEncoder.step` goes on with many streams, each from its own state, and
+gives the same frames. Axis letters: B batch, T encoder frames of a stream, N those of all streams of a step,
+M mel bins, D width, L layers, R ring slots.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -83,35 +85,37 @@ class Chunking:
 
 @dataclass
 class EncoderState:
-    """What streams carry from chunk to chunk; row b belongs to one stream."""
+    """What one stream carries from chunk to chunk. Empty slots are never read, so they may hold anything."""
 
-    keys: Tensor  # [L, B, R, D] ring of self-attention keys
-    values: Tensor  # [L, B, R, D] ring of values
-    ring_positions: Tensor  # [B, R] int64, absolute frame in each slot, -1 = empty
-    position: Tensor  # [B] int64, absolute frame that comes next
+    keys: Tensor  # [L, R, D] ring of self-attention keys: absolute frame p lies in slot p % R
+    values: Tensor  # [L, R, D] ring of values
+    position: int = 0  # absolute frame that comes next
 
-    @staticmethod
-    def stack(states: list[EncoderState]) -> EncoderState:
-        """One state with the rows of all ``states``."""
-        return EncoderState(
-            torch.cat([s.keys for s in states], dim=1),
-            torch.cat([s.values for s in states], dim=1),
-            torch.cat([s.ring_positions for s in states]),
-            torch.cat([s.position for s in states]),
-        )
+    def copy(self) -> EncoderState:
+        """A state that goes its own way."""
+        return EncoderState(self.keys.clone(), self.values.clone(), self.position)
 
-    def unstack(self) -> list[EncoderState]:
-        """The rows as states of their own."""
-        return [
-            replace(
-                self,
-                keys=self.keys[:, b : b + 1],
-                values=self.values[:, b : b + 1],
-                ring_positions=self.ring_positions[b : b + 1],
-                position=self.position[b : b + 1],
-            )
-            for b in range(len(self.position))
-        ]
+    def assign(self, other: EncoderState) -> None:
+        """Take over the values of another state of the same size."""
+        self.keys.copy_(other.keys)
+        self.values.copy_(other.values)
+        self.position = other.position
+
+
+@dataclass(frozen=True)
+class EncoderJob:
+    """One stream's next step.
+
+    Attributes:
+        mel: ``[1, M, 2 + 2 T + 1]`` scaled mel frames: two of past (zeros before a stream's first), the new
+            ones, and one of future.
+        state: The stream's state; the step advances it.
+        chunking: The stream's chunks; the step must end at a chunk's end.
+    """
+
+    mel: Tensor
+    state: EncoderState
+    chunking: Chunking
 
 
 class CausalEncoder:
@@ -131,16 +135,15 @@ class CausalEncoder:
         self.n_head: int = weights.blocks[0].attn.n_head
         self.n_ctx, self.width = weights.positional_embedding.shape
 
-    def init_state(self, batch: int, *, ring_slots: int) -> EncoderState:
-        """A fresh state for ``batch`` streams whose left context is ``ring_slots`` frames."""
+    def init_state(self, *, ring_slots: int) -> EncoderState:
+        """A fresh state.
+
+        Args:
+            ring_slots: Room for the left context and the frames of one step together.
+        """
         like = self.weights.positional_embedding
-        shape = (len(self.weights.blocks), batch, ring_slots, self.width)
-        return EncoderState(
-            like.new_zeros(shape),
-            like.new_zeros(shape),
-            torch.full((batch, ring_slots), -1, dtype=torch.int64, device=like.device),
-            torch.zeros(batch, dtype=torch.int64, device=like.device),
-        )
+        shape = (len(self.weights.blocks), ring_slots, self.width)
+        return EncoderState(like.new_empty(shape), like.new_empty(shape))
 
     def forward(self, mel: Tensor, chunking: Chunking) -> Tensor:
         """Encode whole signals from position 0.
@@ -152,61 +155,104 @@ class CausalEncoder:
         Returns:
             ``[B, T, D]``.
         """
-        window = F.pad(mel, (MEL_CONTEXT, 0))
-        return self.step(window, self.init_state(mel.shape[0], ring_slots=0), chunking)[0]
+        x = self._convolve(F.pad(mel, (MEL_CONTEXT, 0)), is_first=[True] * len(mel))
+        positions = torch.arange(x.shape[1], device=x.device)
+        mask = _visible(positions, positions, chunking)
 
-    def step(self, window: Tensor, state: EncoderState, chunking: Chunking) -> tuple[Tensor, EncoderState]:
-        """Encode the next T frames of B streams; T must end at a chunk's end in every stream.
+        def mix(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return attend(query, key, value, n_head=self.n_head, mask=mask)
+
+        return self._transform(x + self.weights.positional_embedding[: x.shape[1]], mix)
+
+    def step(self, jobs: Sequence[EncoderJob]) -> list[Tensor]:
+        """Encode the next frames of many streams, wherever each of them is.
+
+        All frames go through the weights together; only attention is a stream's own affair.
 
         Args:
-            window: ``[B, M, 2 + 2 T + 1]``: two mel frames of past (zeros before a stream's first),
-                the new ones, and one frame of future.
-            state: The streams' state; its rings are written in place.
-            chunking: Chunk sizes and left context.
+            jobs: At least one, of different streams.
 
         Returns:
-            ``[B, T, D]`` and the next state.
+            ``[1, T, D]`` for each job.
         """
-        x = self._convolve(window, first=state.position == 0)
-        n_new = x.shape[1]
-        positions = state.position[:, None] + torch.arange(n_new, device=x.device)  # [B, T]
-        assert int(positions.max()) < self.n_ctx, "the stream was not re-anchored in time"
-        x = x + self.weights.positional_embedding[positions]
-        key_positions = torch.cat([state.ring_positions, positions], dim=1)[:, None]  # [B, 1, R + T]
-        start, end = (bound[..., None] for bound in chunking.bounds(positions))  # [B, T, 1]
-        mask = (key_positions >= 0) & (key_positions >= start - chunking.left_context) & (key_positions < end)
-        new_keys, new_values = [], []
+        parts = self._convolve_jobs(jobs)
+        lengths = [part.shape[1] for part in parts]
+        memories = [_Memory(job, n_new) for job, n_new in zip(jobs, lengths, strict=True)]
+        positions = torch.cat([memory.positions for memory in memories])
+        assert int(positions.max()) < self.n_ctx, "a stream was not re-anchored in time"
+
+        def mix(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            rows = (x.split(lengths, dim=1) for x in (query, key, value))
+            mixed = [
+                attend(q, *memory.extend(layer, k, v), n_head=self.n_head, mask=memory.mask)
+                for memory, q, k, v in zip(memories, *rows, strict=True)
+            ]
+            return torch.cat(mixed, dim=1) if len(mixed) > 1 else mixed[0]
+
+        x = torch.cat(parts, dim=1) + self.weights.positional_embedding[positions]  # [1, N, D]
+        frames = self._transform(x, mix).split(lengths, dim=1)
+        for job, n_new in zip(jobs, lengths, strict=True):
+            job.state.position += n_new
+        return list(frames)
+
+    def _transform(self, x: Tensor, mix: Callable[[int, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """The transformer blocks; ``mix`` attends with a layer's queries, keys and values."""
         for layer, block in enumerate(self.weights.blocks):
             y = block.attn_ln(x)
-            new_keys.append(block.attn.key(y))
-            new_values.append(block.attn.value(y))
-            keys = torch.cat([state.keys[layer].to(y.dtype), new_keys[-1]], dim=1)
-            values = torch.cat([state.values[layer].to(y.dtype), new_values[-1]], dim=1)
-            x = x + block.attn.out(attend(block.attn.query(y), keys, values, n_head=self.n_head, mask=mask))
+            mixed = mix(layer, block.attn.query(y), block.attn.key(y), block.attn.value(y))
+            x = x + block.attn.out(mixed)
             x = x + block.mlp(block.mlp_ln(x))
-        return self.weights.ln_post(x), _advance(state, new_keys, new_values, positions)
+        return self.weights.ln_post(x)
 
-    def _convolve(self, window: Tensor, *, first: Tensor) -> Tensor:
+    def _convolve_jobs(self, jobs: Sequence[EncoderJob]) -> list[Tensor]:
+        """Convolve the jobs' mel frames, those of one length together; ``[1, T, D]`` each."""
+        groups: dict[int, list[int]] = {}
+        for index, job in enumerate(jobs):
+            groups.setdefault(job.mel.shape[-1], []).append(index)
+        parts: dict[int, Tensor] = {}
+        for members in groups.values():
+            mel = torch.cat([jobs[i].mel for i in members])
+            x = self._convolve(mel, is_first=[jobs[i].state.position == 0 for i in members])
+            parts.update(zip(members, x.split(1), strict=True))
+        return [parts[index] for index in range(len(jobs))]
+
+    def _convolve(self, window: Tensor, *, is_first: Sequence[bool]) -> Tensor:
         conv1, conv2 = self.weights.conv1, self.weights.conv2
         x = F.gelu(F.conv1d(window, conv1.weight.to(window.dtype), conv1.bias.to(window.dtype)))
         # Whisper pads conv2's input with zeros: before a stream there is nothing, not conv1's bias.
+        first = torch.tensor(is_first, device=x.device)
         edge = torch.where(first[:, None], 0.0, x[..., 0])
         x = torch.cat([edge[..., None], x[..., 1:]], dim=-1)
         x = F.gelu(F.conv1d(x, conv2.weight.to(x.dtype), conv2.bias.to(x.dtype), stride=2))
         return x.transpose(1, 2)
 
 
-def _advance(
-    state: EncoderState, new_keys: list[Tensor], new_values: list[Tensor], positions: Tensor
-) -> EncoderState:
-    """Write the newest frames into the rings, in place."""
-    n_slots = state.keys.shape[2]
-    if n_slots:
-        rows = torch.arange(len(positions), device=positions.device)[:, None]
-        newest = positions[:, -n_slots:]
-        slots = newest % n_slots
-        state.ring_positions[rows, slots] = newest
-        for layer, (keys, values) in enumerate(zip(new_keys, new_values, strict=True)):
-            state.keys[layer][rows, slots] = keys[:, -n_slots:].to(state.keys.dtype)
-            state.values[layer][rows, slots] = values[:, -n_slots:].to(state.values.dtype)
-    return replace(state, position=positions[:, -1] + 1)
+class _Memory:
+    """The keys and values that the new frames of one stream see in a step."""
+
+    def __init__(self, job: EncoderJob, n_new: int) -> None:
+        """Find the slots of the new frames and what they may attend to."""
+        state, chunking = job.state, job.chunking
+        n_slots, end = state.keys.shape[1], state.position + n_new
+        room = min(state.position, chunking.left_context) + n_new
+        assert room <= n_slots, f"a ring of {n_slots} slots cannot hold {room} frames"
+        self._state = state
+        self._n_used = min(end, n_slots)
+        self.positions = torch.arange(state.position, end, device=state.keys.device)
+        self._slots = self.positions % n_slots
+        slots = torch.arange(self._n_used, device=state.keys.device)
+        newest = slots + (end - 1 - slots).div(n_slots, rounding_mode="floor") * n_slots  # frame in each slot
+        self.mask = _visible(self.positions, newest, chunking)
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write new keys and values ``[1, T, D]`` into the ring; return all that there are, ``[1, K, D]``."""
+        keys, values = self._state.keys[layer], self._state.values[layer]
+        keys[self._slots] = key[0].to(keys.dtype)
+        values[self._slots] = value[0].to(values.dtype)
+        return keys[None, : self._n_used], values[None, : self._n_used]
+
+
+def _visible(queries: Tensor, keys: Tensor, chunking: Chunking) -> Tensor:
+    """Which frames of ``keys`` ``[K]`` each of ``queries`` ``[T]`` may see: ``[T, K]``, True = attend."""
+    start, end = (bound[:, None] for bound in chunking.bounds(queries))
+    return (keys >= start - chunking.left_context) & (keys < end)

@@ -9,21 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
-from whisper.model import Whisper
-from whisper.tokenizer import get_tokenizer
 
 from asr.anchor import Anchor, anchor_after_words, anchor_in_pause, anchor_in_speech
-from asr.decoder import Decoder
-from asr.encoder import CausalEncoder, Chunking, EncoderState
+from asr.encoder import Chunking
 from asr.endpoint import EndpointRules
+from asr.engine import Engine
 from asr.events import SAMPLE_RATE
 from asr.features import LogMel
-from asr.rules import default_rules
-from asr.search import Search
-from asr.vad import SileroVad
-from asr.window import EncoderJob, Window
+from asr.search import Search, Steps
+from asr.slots import Slot
+from asr.window import Window
 from asr.words import Token, Vocabulary, align_tokens, token_start
 
 LAST_POSITION_SHARE = 28 / 30  # of the encoder's positions; then the window restarts
@@ -33,22 +29,6 @@ OLDEST_DRAFT = 4 * SAMPLE_RATE  # age of open words that a restarted window sure
 NEWEST_TOKENS = 4  # looked at to find the newest word: attention to punctuation points anywhere
 MAX_CARRIED_TOKENS = 64  # committed text that a new window gets as prompt
 MAX_PROMPT_TOKENS = 64  # of the caller's prompt
-
-
-@dataclass(frozen=True)
-class Engine:
-    """What all streams share: weights and stateless parts."""
-
-    base_model: Whisper
-    encoder: CausalEncoder
-    decoder: Decoder
-    log_mel: LogMel
-    vad: SileroVad
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.decoder.weights.positional_embedding.device
 
 
 @dataclass(frozen=True)
@@ -70,17 +50,22 @@ class Listener:
 
     Attributes:
         window: The encoder's window.
-        tokenizer: In the language that is spoken.
-        vocabulary: The tokenizer's texts and words.
+        text: Tokenizer, vocabulary and rules of the language that is spoken.
     """
 
-    def __init__(self, engine: Engine, options: StreamOptions) -> None:
-        """Start with nothing heard, in the options' language or English."""
+    def __init__(self, engine: Engine, options: StreamOptions, slot: Slot) -> None:
+        """Start with nothing heard, in the options' language or English; ``slot`` is fresh."""
         self._engine = engine
         self._options = options
+        self._slot = slot
         self._context: list[int] = []  # newest committed tokens, of this window and before
-        self.window = Window(engine.encoder, engine.decoder, engine.log_mel, options.chunking)
+        self.window = Window(engine.log_mel, options.chunking, slot)
         self.set_language(options.language or "en")
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Texts of tokens, and where words begin."""
+        return self.text.vocabulary
 
     @property
     def draft(self) -> tuple[Token, ...]:
@@ -112,47 +97,36 @@ class Listener:
 
     def set_language(self, language: str) -> None:
         """Take the tokenizer of a language and read the window afresh."""
-        model, decoder, options = self._engine.base_model, self._engine.decoder, self._options
-        self.tokenizer = get_tokenizer(
-            model.is_multilingual, num_languages=model.num_languages, language=language, task="transcribe"
-        )
-        self.vocabulary = Vocabulary(self.tokenizer)
-        n_vocab = decoder.weights.token_embedding.num_embeddings
+        self.text = self._engine.text(language)
         self._search = Search(
-            decoder,
-            default_rules(self.tokenizer, n_vocab=n_vocab, device=self._engine.device),
+            self._engine.decoder,
+            self.text.rules,
             self.vocabulary,
-            eot=self.tokenizer.eot,
-            beam_size=options.beam_size,
-            open_tokens=options.open_tokens,
+            cache=self._slot.text,
+            eot=self.text.tokenizer.eot,
+            beam_size=self._options.beam_size,
+            open_tokens=self._options.open_tokens,
         )
         self._search.restart(self._prefix(0), origin=self.window.origin)
 
     def hear(self, samples: Tensor) -> None:
         """Add samples ``[1, S]``."""
-        self.window.hear(samples.to(self._engine.device))
+        self.window.hear(samples.to(self._slot.mel.device))
 
-    def next_job(self) -> EncoderJob:
-        """The next encoder step, which is due."""
-        return self.window.next_job()
-
-    def accept(self, frames: Tensor, state: EncoderState) -> None:
-        """Take the step's result."""
-        self.window.accept(frames, state)
-
-    def decode(self, *, n_in_segment: int) -> list[Token]:
+    def decode(self, *, n_in_segment: int) -> Steps[list[Token]]:
         """Read what is new; return the tokens that are committed now.
 
         Args:
             n_in_segment: Tokens that the running segment has already.
         """
-        return self._committed(self._search.advance(self.window.cross, n_in_segment=n_in_segment))
+        tokens = yield from self._search.advance(self.window.cross, n_in_segment=n_in_segment)
+        return self._committed(tokens)
 
     def commit_draft(self) -> list[Token]:
         """Commit what is open, and return it."""
         return self._committed(self._search.commit(len(self._search.draft)))
 
-    def align(self, tokens: Sequence[Token], *, start: int) -> list[Token]:
+    def align(self, tokens: Sequence[Token], *, start: int) -> Steps[list[Token]]:
         """Find the times of the window's last committed tokens.
 
         Args:
@@ -162,7 +136,7 @@ class Listener:
         Returns:
             The same tokens with spans.
         """
-        weights = self._search.attention(len(tokens), self.window.cross)
+        weights = yield from self._search.attention(len(tokens), self.window.cross)
         aligned = align_tokens(tokens, weights, start=start, origin=self.window.origin)
         self._search.set_times(aligned)
         return aligned
@@ -209,11 +183,11 @@ class Listener:
         """Prompt and start tokens of a window whose first ``n_kept`` tokens are committed already."""
         prompt: list[int] = []
         if self._options.prompt and self._options.prompt.strip():
-            prompt += self.tokenizer.encode(" " + self._options.prompt.strip())[-MAX_PROMPT_TOKENS:]
+            prompt += self.text.tokenizer.encode(" " + self._options.prompt.strip())[-MAX_PROMPT_TOKENS:]
         if self._options.carry_prompt:
             before = self._context[: len(self._context) - n_kept]
             n_extra = max(0, len(before) - MAX_CARRIED_TOKENS)
             whole = [i for i in self.vocabulary.word_starts(before) if i >= n_extra]
             prompt += before[whole[0] :] if whole else []
-        start = list(self.tokenizer.sot_sequence_including_notimestamps)
-        return [self.tokenizer.sot_prev, *prompt, *start] if prompt else start
+        start = list(self.text.tokenizer.sot_sequence_including_notimestamps)
+        return [self.text.tokenizer.sot_prev, *prompt, *start] if prompt else start

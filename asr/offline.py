@@ -9,7 +9,7 @@ from torch import Tensor
 from whisper.model import Whisper
 from whisper.tokenizer import Tokenizer
 
-from asr.decoder import Decoder
+from asr.decoder import Decoder, DecoderJob
 from asr.events import SAMPLE_RATE
 from asr.words import Token, align_tokens
 
@@ -74,12 +74,10 @@ def _align(
     decoder = Decoder(model.decoder, model.alignment_heads)
     prefix = list(tokenizer.sot_sequence_including_notimestamps)
     tokens = torch.tensor([[*prefix, *ids]], device=features.device)
-    output = decoder.step(
-        tokens, decoder.new_self_cache(), decoder.project_frames(features[None].float()), with_attention=True
-    )
-    assert output.attention is not None
-    logits = decoder.logits(output.hidden[0, len(prefix) - 1 : -1])
-    logprobs = logits.log_softmax(-1).gather(1, tokens[0, len(prefix) :, None])[:, 0].tolist()
+    cross = decoder.project_frames(features[None].float())
+    job = DecoderJob(tokens, decoder.new_self_cache(), cross, n_logits=len(ids) + 1)
+    output = decoder.step([job])[0]
+    logprobs = output.logits[0, :-1].log_softmax(-1).gather(1, tokens[0, len(prefix) :, None])[:, 0].tolist()
     plain = [Token(token, logprob, origin) for token, logprob in zip(ids, logprobs, strict=True)]
     n_frames = max(1, -(-n_samples * features.shape[0] // WINDOW_SAMPLES))
     weights = output.attention[0, :, len(prefix) - 1 :, :n_frames]

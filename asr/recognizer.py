@@ -21,15 +21,19 @@ from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
 
 from asr import offline
 from asr.adapters import merge_adapter, shipped_adapter
+from asr.batch import Step, advance, step_batch
 from asr.checkpoint import load_checkpoint
 from asr.decoder import Decoder
-from asr.encoder import CausalEncoder, Chunking
+from asr.encoder import FRAME_MS, CausalEncoder, Chunking
+from asr.endpoint import EndpointRules
+from asr.engine import Engine
 from asr.errors import OptionError
 from asr.events import Event
 from asr.features import LogMel
-from asr.listener import Engine, StreamOptions
+from asr.listener import StreamOptions
 from asr.samples import as_samples
-from asr.stream import Stream, step_batch
+from asr.slots import Slot, SlotPool
+from asr.stream import Outcome, Stream
 from asr.vad import SileroVad
 
 DECODERS = ("whisper",)
@@ -127,6 +131,9 @@ class Recognizer:
         prompt: str | None = None,
         second_pass: bool = False,
         left_context_s: float | None = None,
+        silence_ms: int = 800,
+        max_segment_s: float = 30.0,
+        slot: Slot | None = None,
     ) -> Stream:
         """Open a stream.
 
@@ -140,6 +147,9 @@ class Recognizer:
             prompt: Text before the speech, for names and style.
             second_pass: Replace each finished segment's text by the original Whisper's.
             left_context_s: Seconds of visible past; None is what the adapter was trained with.
+            silence_ms: Silence after speech that ends a segment, at least 100.
+            max_segment_s: Longest segment, 5 to 30 s.
+            slot: Preallocated state from :meth:`slots`, the stream's alone until given back; None allocates.
 
         Returns:
             The stream.
@@ -162,13 +172,26 @@ class Recognizer:
             language=self._language(language),
             prompt=prompt,
             second_pass=second_pass,
+            rules=EndpointRules(silence_ms, max_segment_s),
         )
         with torch.inference_mode():
-            return Stream(self._engine, options)
+            if slot is None:
+                slot = self._engine.new_slot(left_context=options.chunking.left_context)
+            return Stream(self._engine, options, slot)
+
+    def slots(self, n_slots: int) -> SlotPool:
+        """Allocate the state of ``n_slots`` streams with the left context that streams use by default."""
+        left_context = round(self._left_context_s * 1000 / FRAME_MS)
+        with torch.inference_mode():
+            return SlotPool([self._engine.new_slot(left_context=left_context) for _ in range(n_slots)])
 
     def step_batch(self, pairs: Sequence[tuple[Stream, np.ndarray]]) -> list[list[Event]]:
-        """Feed many streams of this recogniser at once; see :func:`asr.stream.step_batch`."""
+        """Feed many streams of this recogniser at once; see :func:`asr.batch.step_batch`."""
         return step_batch(self._engine, pairs)
+
+    def advance(self, steps: Sequence[Step]) -> list[list[Outcome] | Exception]:
+        """Feed, flush and finish many streams of this recogniser at once; see :func:`asr.batch.advance`."""
+        return advance(self._engine, steps)
 
     def transcribe_offline(self, samples: np.ndarray) -> str:
         """The original Whisper's text: no adapter, 30 s windows padded with silence, greedy.

@@ -2,20 +2,24 @@
 
 After every chunk the decoder continues from the committed tokens until it predicts end-of-text, which means
 "nothing more has been heard yet". The newest tokens stay open and are judged again with the next chunk.
-Axis letters: B hypotheses, U tokens, A alignment heads, T encoder frames, V vocabulary.
+
+A search never calls the decoder: its methods are generators of :class:`asr.decoder.DecoderJob`, so that the
+jobs of many searches can be run at once. Axis letters: B hypotheses, U tokens, A alignment heads, T encoder
+frames, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
 import os.path
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from asr.decoder import CrossCache, Decoder, DecoderOutput
+from asr.decoder import CrossCache, Decoder, DecoderJob, DecoderResult, SelfCache
 from asr.encoder import FRAME_MS, FRAME_SAMPLES
 from asr.rules import Context, Rule, only
 from asr.words import Token, Vocabulary
@@ -24,6 +28,9 @@ MAX_DRAFT_TOKENS = 24  # beam search commits the oldest words of a longer draft 
 RIVAL_LOGPROB = 3.0  # a hypothesis counts while it is at least a twentieth as likely as the best
 MAX_OPEN_TOKENS = 46  # no hypothesis goes further beyond the committed tokens
 ROOM_TOKENS = MAX_OPEN_TOKENS + 2  # free text positions that a chunk may need
+
+_T = TypeVar("_T")
+Steps = Generator[DecoderJob, DecoderResult, _T]  # asks for decoder steps, is sent their results, returns a T
 
 
 @dataclass(frozen=True)
@@ -47,8 +54,8 @@ class _Hypothesis:
 class _Rows:
     """What may come next, at some positions."""
 
-    logits: Tensor  # [N, V] float32
-    peaks: list[int]  # [N] samples that the alignment heads look at most
+    logits: Tensor  # [n, V] float32
+    peaks: list[int]  # [n] samples that the alignment heads look at most
 
 
 class Search:
@@ -65,6 +72,7 @@ class Search:
         rules: Sequence[Rule],
         vocabulary: Vocabulary,
         *,
+        cache: SelfCache,
         eot: int,
         beam_size: int = 1,
         open_tokens: int = 2,
@@ -72,20 +80,21 @@ class Search:
         """Prepare an empty search; :meth:`restart` gives it a window.
 
         Args:
-            decoder: Whisper's decoder.
+            decoder: Whisper's decoder, for its sizes.
             rules: Applied in order before every choice.
             vocabulary: Knows where words begin.
+            cache: Room for one hypothesis' text context.
             eot: The end-of-text token.
             beam_size: Hypotheses; 1 is greedy.
             open_tokens: Newest tokens that are never committed.
         """
-        self._decoder = decoder
+        self._n_ctx = decoder.n_ctx
         self._rules = rules
         self._vocabulary = vocabulary
         self._eot = eot
         self._beam_size = beam_size
         self._open_tokens = open_tokens
-        self._cache = decoder.new_self_cache()
+        self._cache = cache
         self._beam_cache = decoder.new_self_cache(n_rows=beam_size) if beam_size > 1 else None
         self._device = decoder.weights.positional_embedding.device
         self._prefix: list[int] = []
@@ -98,7 +107,7 @@ class Search:
     def is_full(self) -> bool:
         """Whether the text context may overflow with the next chunk."""
         n_tokens = len(self._prefix) + len(self.committed) + len(self.draft)
-        return n_tokens + ROOM_TOKENS > self._decoder.n_ctx
+        return n_tokens + ROOM_TOKENS > self._n_ctx
 
     def restart(self, prefix: Sequence[int], committed: Sequence[Token] = (), *, origin: int = 0) -> None:
         """Begin a window.
@@ -114,7 +123,7 @@ class Search:
         self.committed = list(committed)
         self.draft = ()
 
-    def advance(self, cross: CrossCache, *, n_in_segment: int) -> list[Token]:
+    def advance(self, cross: CrossCache, *, n_in_segment: int) -> Steps[list[Token]]:
         """Decode with the frames heard so far.
 
         Args:
@@ -128,8 +137,10 @@ class Search:
         sequence = [*self._prefix, *(token.id for token in self.committed)]
         self._cache.truncate(min(self._cache.n_tokens, len(sequence) - 1))
         pending = sequence[self._cache.n_tokens :]
-        is_greedy = self._beam_size == 1
-        hypotheses = [self._greedy(pending, cross)] if is_greedy else self._beam(pending, cross)
+        if self._beam_size == 1:
+            hypotheses = [(yield from self._greedy(pending, cross))]
+        else:
+            hypotheses = yield from self._beam(pending, cross)
         # Tokens that are committed now are stepped once more, with the next chunk's frames.
         self._cache.truncate(len(sequence) - 1)
         self.draft = hypotheses[0].tokens
@@ -146,7 +157,7 @@ class Search:
         """Replace the window's last committed tokens by the same with spans."""
         self.committed[len(self.committed) - len(aligned) :] = aligned
 
-    def attention(self, n_last: int, cross: CrossCache) -> Tensor:
+    def attention(self, n_last: int, cross: CrossCache) -> Steps[Tensor]:
         """Look at the window's last committed tokens again, with all frames.
 
         Args:
@@ -160,14 +171,13 @@ class Search:
         first = len(sequence) - n_last - 1
         self._cache.truncate(min(self._cache.n_tokens, first))
         pending = torch.tensor([sequence[self._cache.n_tokens :]], device=self._device)
-        output = self._decoder.step(pending, self._cache, cross, with_attention=True)
-        assert output.attention is not None
-        return output.attention[0, :, -n_last - 1 :]
+        result = yield DecoderJob(pending, self._cache, cross, n_logits=0)
+        return result.attention[0, :, -n_last - 1 :]
 
-    def _greedy(self, pending: list[int], cross: CrossCache) -> _Hypothesis:
+    def _greedy(self, pending: list[int], cross: CrossCache) -> Steps[_Hypothesis]:
         """Keep the draft while it still wins, then go on token by token."""
         drafted = [token.id for token in self.draft]
-        rows = self._score([*pending, *drafted], cross, n_rows=len(drafted) + 1)
+        rows = yield from self._score([*pending, *drafted], cross, n_rows=len(drafted) + 1)
         n_before = self._cache.n_tokens - len(drafted)
         hypothesis = _Hypothesis((), 0.0)
         row = 0
@@ -181,12 +191,12 @@ class Search:
                 row += 1
             else:
                 self._cache.truncate(n_before + len(hypothesis.tokens) - 1)
-                rows, row = self._score([winner], cross, n_rows=1), 0
+                rows, row = (yield from self._score([winner], cross, n_rows=1)), 0
 
-    def _beam(self, pending: list[int], cross: CrossCache) -> list[_Hypothesis]:
+    def _beam(self, pending: list[int], cross: CrossCache) -> Steps[list[_Hypothesis]]:
         """Search the open part with B hypotheses; the best ended ones come first."""
         assert self._beam_cache is not None
-        rows = self._score(pending, cross, n_rows=1)
+        rows = yield from self._score(pending, cross, n_rows=1)
         self._copy_prefix()
         running, ended = [_Hypothesis((), 0.0)], []
         while True:
@@ -205,7 +215,9 @@ class Search:
                 self._beam_cache.reorder(
                     torch.tensor([s for _, s in going] + [0] * n_idle, device=self._device)
                 )
-            rows = self._score_beam([h.tokens[-1].id for h in running] + [self._eot] * n_idle, cross)
+            rows = yield from self._score_beam(
+                [h.tokens[-1].id for h in running] + [self._eot] * n_idle, cross
+            )
 
     def _expand(
         self, running: list[_Hypothesis], rows: _Rows, cross: CrossCache
@@ -249,23 +261,22 @@ class Search:
             rule.apply(logits, context)
         return logits.log_softmax(dim=-1)
 
-    def _score(self, tokens: list[int], cross: CrossCache, *, n_rows: int) -> _Rows:
+    def _score(self, tokens: list[int], cross: CrossCache, *, n_rows: int) -> Steps[_Rows]:
         """Step the one hypothesis by ``tokens``; the rows are the last positions."""
         batch = torch.tensor([tokens], device=self._device)
-        output = self._decoder.step(batch, self._cache, cross, with_attention=True)
-        return _Rows(self._decoder.logits(output.hidden[0, -n_rows:]), self._peaks(output)[0][-n_rows:])
+        result = yield DecoderJob(batch, self._cache, cross, n_logits=n_rows)
+        return _Rows(result.logits[0], self._peaks(result)[0][-n_rows:])
 
-    def _score_beam(self, tokens: list[int], cross: CrossCache) -> _Rows:
+    def _score_beam(self, tokens: list[int], cross: CrossCache) -> Steps[_Rows]:
         """Step every hypothesis by one token; the rows are the hypotheses."""
         assert self._beam_cache is not None
         batch = torch.tensor(tokens, device=self._device)[:, None]
-        output = self._decoder.step(batch, self._beam_cache, cross, with_attention=True)
-        return _Rows(self._decoder.logits(output.hidden[:, 0]), [peaks[0] for peaks in self._peaks(output)])
+        result = yield DecoderJob(batch, self._beam_cache, cross)
+        return _Rows(result.logits[:, 0], [peaks[0] for peaks in self._peaks(result)])
 
-    def _peaks(self, output: DecoderOutput) -> list[list[int]]:
+    def _peaks(self, result: DecoderResult) -> list[list[int]]:
         """Samples ``[B][U]`` that the alignment heads look at most."""
-        assert output.attention is not None
-        frames = output.attention.mean(dim=1).argmax(dim=-1)
+        frames = result.attention.mean(dim=1).argmax(dim=-1)
         return (self._origin + frames * FRAME_SAMPLES).tolist()
 
     def _copy_prefix(self) -> None:

@@ -47,26 +47,18 @@ class Segment:
         words = build_words(tokens, vocabulary, n_committed=len(self.tokens), start=self.start, end=now)
         return [Partial(self.index, committed, rest, words, now)]
 
-    def final(
-        self,
-        vocabulary: Vocabulary,
-        *,
-        end: int,
-        now: int,
-        replacement: Sequence[Token] | None = None,
-    ) -> Final:
+    def final(self, vocabulary: Vocabulary, *, end: int, now: int) -> Final:
         """The segment as it stands.
 
         Args:
             vocabulary: Knows texts and words.
             end: Sample where it ends.
             now: Samples heard.
-            replacement: Tokens of a second pass, if there was one.
 
         Returns:
             The event.
         """
-        tokens = self.tokens if replacement is None else replacement
+        tokens = self.tokens
         words = build_words(tokens, vocabulary, n_committed=len(tokens), start=self.start, end=end)
         text = vocabulary.text(token.id for token in tokens).strip()
-        return Final(self.index, text, words, self.start, end, replacement is not None, now)
+        return Final(self.index, text, words, self.start, end, False, now)

@@ -7,25 +7,23 @@ Times are samples of the stream; mel frames are counted from the stream's start.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from asr.decoder import Decoder
-from asr.encoder import MEL_CONTEXT, MEL_PER_FRAME, CausalEncoder, Chunking, EncoderState
-from asr.features import PEAK_FLOOR, LogMel, RunningNorm
-
-HISTORY_FRAMES = 1000  # mel frames that can be encoded again
+from asr.decoder import CrossCache
+from asr.encoder import MEL_CONTEXT, MEL_PER_FRAME, Chunking, EncoderJob, EncoderState
+from asr.features import PEAK_FLOOR, LogMel, LogMelState, RunningNorm
+from asr.slots import HISTORY_FRAMES, Slot
 
 
 class MelHistory:
     """The newest raw mel frames of a stream, addressed by their absolute index."""
 
-    def __init__(self, n_mels: int, *, device: torch.device | str) -> None:
-        """Allocate room for twice the history, so that moving it to the front is rare."""
-        self._frames = torch.zeros(1, n_mels, 2 * HISTORY_FRAMES, device=device)
+    def __init__(self, frames: Tensor) -> None:
+        """Use ``[1, M, 2 HISTORY_FRAMES]``: twice the history, so that moving it to the front is rare."""
+        self._frames = frames
         self._first = 0  # absolute index of the frame in slot 0
         self.n_frames = 0
 
@@ -48,12 +46,24 @@ class MelHistory:
 
 
 @dataclass(frozen=True)
-class EncoderJob:
-    """One stream's next encoder step."""
+class WindowJob:
+    """A window's next step."""
 
-    mel: Tensor  # [1, M, 2 + 2 T + 1] scaled frames with their context
-    state: EncoderState
-    chunking: Chunking
+    encoder: EncoderJob
+    cross: CrossCache  # gets the new frames
+
+
+@dataclass(frozen=True)
+class WindowMark:
+    """A place in a window to which it can go back."""
+
+    position: int
+    n_next: int
+    n_mel: int
+    mel_state: LogMelState
+    encoder: EncoderState
+    peak: Tensor
+    scaled: Tensor
 
 
 class Window:
@@ -65,23 +75,22 @@ class Window:
         cross: The window's frames as the decoder sees them.
     """
 
-    def __init__(self, encoder: CausalEncoder, decoder: Decoder, log_mel: LogMel, chunking: Chunking) -> None:
-        """Start at the stream's first sample."""
+    def __init__(self, log_mel: LogMel, chunking: Chunking, slot: Slot) -> None:
+        """Start at the stream's first sample; ``slot`` is fresh and from now on the window's alone."""
         self.chunking = chunking
-        self._encoder = encoder
-        self._decoder = decoder
+        self.cross = slot.cross
         self._log_mel = log_mel
         self._norm = RunningNorm()
-        device = encoder.weights.positional_embedding.device
-        self._mel_state = log_mel.init_state(torch.zeros(1, 0, device=device))
-        self._history = MelHistory(log_mel.n_mels, device=device)
-        self.cross = decoder.new_cross_cache(max_frames=encoder.n_ctx)
+        self._device = slot.mel.device
+        self._mel_state = log_mel.init_state(torch.zeros(1, 0, device=self._device))
+        self._history = MelHistory(slot.mel)
+        self._encoder_state = slot.encoder
         self.restart(0, n_frames=chunking.first_size)
 
     @property
     def n_ctx(self) -> int:
-        """Positions that the encoder has."""
-        return self._encoder.n_ctx
+        """Positions that a window has."""
+        return self.cross.keys.shape[2]
 
     @property
     def origin(self) -> int:
@@ -109,46 +118,46 @@ class Window:
         self.position = 0
         self.n_next = n_frames
         self.cross.n_frames = 0
-        self._state = self._encoder.init_state(1, ring_slots=self.chunking.left_context)
-        self._peak = torch.full((1,), PEAK_FLOOR, device=self.cross.keys.device)
+        self._encoder_state.position = 0
+        self._peak = torch.full((1,), PEAK_FLOOR, device=self._device)
         # Two frames of past and the one frame of future that the last step has already scaled.
-        self._scaled = torch.zeros(1, self._log_mel.n_mels, MEL_CONTEXT, device=self.cross.keys.device)
+        self._scaled = torch.zeros(1, self._log_mel.n_mels, MEL_CONTEXT, device=self._device)
+
+    def mark(self) -> WindowMark:
+        """Remember this place."""
+        return WindowMark(
+            self.position,
+            self.n_next,
+            self._history.n_frames,
+            self._mel_state,
+            self._encoder_state.copy(),
+            self._peak,
+            self._scaled,
+        )
+
+    def go_back(self, mark: WindowMark) -> None:
+        """Forget everything heard and encoded since ``mark``, if the window has not restarted since."""
+        self.position, self.n_next = mark.position, mark.n_next
+        self.cross.n_frames = mark.position
+        self._history.n_frames, self._mel_state = mark.n_mel, mark.mel_state
+        self._encoder_state.assign(mark.encoder)
+        self._peak, self._scaled = mark.peak, mark.scaled
 
     def hear(self, samples: Tensor) -> None:
         """Add samples ``[1, S]``."""
         mel, self._mel_state = self._log_mel.step(samples, self._mel_state)
         self._history.append(mel)
 
-    def next_job(self) -> EncoderJob:
-        """The next encoder step; :attr:`due` samples must have been heard."""
+    def next_job(self) -> WindowJob:
+        """The next step; :attr:`due` samples must have been heard."""
         start = self.anchor + MEL_PER_FRAME * self.position + (1 if self.position else 0)
         end = self.anchor + MEL_PER_FRAME * (self.position + self.n_next) + 1
         new, self._peak = self._norm.step(self._history.read(start, end), self._peak)
         mel = torch.cat([self._scaled, new], dim=-1)
         self._scaled = mel[..., -MEL_CONTEXT - 1 :]
-        return EncoderJob(mel, self._state, self.chunking)
+        return WindowJob(EncoderJob(mel, self._encoder_state, self.chunking), self.cross)
 
-    def accept(self, frames: Tensor, state: EncoderState) -> None:
-        """Take the result ``[1, T, D]`` of the job."""
-        self._state = state
-        self._decoder.append_frames(frames, self.cross)
-        self.position += frames.shape[1]
+    def accept(self) -> None:
+        """Go on after the step."""
+        self.position += self.n_next
         self.n_next = self.chunking.next_size(self.position)
-
-
-def run_jobs(encoder: CausalEncoder, jobs: Sequence[EncoderJob]) -> list[tuple[Tensor, EncoderState]]:
-    """Encode the next step of many streams, with one call for all of the same shape."""
-    groups: dict[tuple[Chunking, int], list[int]] = {}
-    for index, job in enumerate(jobs):
-        groups.setdefault((job.chunking, job.mel.shape[-1]), []).append(index)
-    results: dict[int, tuple[Tensor, EncoderState]] = {}
-    for (chunking, _), members in groups.items():
-        if len(members) == 1:
-            job = jobs[members[0]]
-            results[members[0]] = encoder.step(job.mel, job.state, chunking)
-            continue
-        state = EncoderState.stack([jobs[i].state for i in members])
-        frames, state = encoder.step(torch.cat([jobs[i].mel for i in members]), state, chunking)
-        for i, row, row_state in zip(members, frames.split(1), state.unstack(), strict=True):
-            results[i] = (row, row_state)
-    return [results[i] for i in range(len(jobs))]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from asr.decoder import Decoder
+from asr.decoder import Decoder, DecoderJob
 from tests.tiny import tiny_whisper
 
 
@@ -50,14 +50,40 @@ def test_step_equals_forward_with_frames_arriving_first(decoder: Decoder, model)
         cross.keys.fill_(float("nan"))
         cross.values.fill_(float("nan"))
         for piece in frames[row : row + 1].split([7, 13, 30], dim=1):
-            decoder.append_frames(piece, cross)
+            decoder.append_frames([(piece, cross)])
         state = decoder.new_self_cache()
         state.keys.fill_(float("nan"))
         state.values.fill_(float("nan"))
         pieces = tokens[row : row + 1].split([4, 1, 1, 3], dim=1)
-        hidden = torch.cat([decoder.step(piece, state, cross).hidden for piece in pieces], dim=1)
+        jobs = [DecoderJob(piece, state, cross, n_logits=piece.shape[1]) for piece in pieces]
+        logits = torch.cat([decoder.step([job])[0].logits for job in jobs], dim=1)
         expected = model.decoder(tokens[row : row + 1], frames[row : row + 1])
-        torch.testing.assert_close(decoder.logits(hidden), expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_streams_share_a_step(decoder: Decoder) -> None:
+    """Streams with other frames, places, token and hypothesis counts get together what each gets alone."""
+    tokens, frames = _inputs(n_tokens=12)
+    sizes = [(1, 7, 30), (2, 1, 50), (1, 3, 11)]  # hypotheses, new tokens, frames
+
+    def jobs() -> list[DecoderJob]:
+        made = []
+        for k, (n_rows, n_new, n_frames) in enumerate(sizes):
+            text = decoder.new_self_cache(n_rows=n_rows)
+            cross = decoder.project_frames(frames[:1, :n_frames] + k)
+            decoder.step([DecoderJob(tokens[:n_rows, : k + 1], text, cross)])
+            made.append(
+                DecoderJob(tokens[:n_rows, k + 1 : k + 1 + n_new], text, cross, n_logits=min(2, n_new))
+            )
+        return made
+
+    together = decoder.step(jobs())
+    for k, (job, result) in enumerate(zip(jobs(), together, strict=True)):
+        alone = decoder.step([job])[0]
+        assert job.text.n_tokens == k + 1 + sizes[k][1]
+        torch.testing.assert_close(result.logits, alone.logits, atol=1e-4, rtol=0)
+        torch.testing.assert_close(result.attention, alone.attention, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -66,11 +92,11 @@ def test_truncate_then_step_forgets(decoder: Decoder) -> None:
     tokens, frames = _inputs()
     cross = decoder.project_frames(frames[:1])
     state, fresh = decoder.new_self_cache(), decoder.new_self_cache()
-    decoder.step(tokens[:1, :6], state, cross)
+    decoder.step([DecoderJob(tokens[:1, :6], state, cross)])
     state.truncate(3)
-    again = decoder.step(tokens[1:, :4], state, cross).hidden
-    decoder.step(tokens[:1, :3], fresh, cross)
-    torch.testing.assert_close(again, decoder.step(tokens[1:, :4], fresh, cross).hidden)
+    again = decoder.step([DecoderJob(tokens[1:, :4], state, cross)])[0].logits
+    decoder.step([DecoderJob(tokens[:1, :3], fresh, cross)])
+    torch.testing.assert_close(again, decoder.step([DecoderJob(tokens[1:, :4], fresh, cross)])[0].logits)
 
 
 @torch.no_grad()
@@ -79,19 +105,17 @@ def test_reorder_copies_hypotheses(decoder: Decoder) -> None:
     tokens, frames = _inputs()
     cross = decoder.project_frames(frames[:1])
     state = decoder.new_self_cache(n_rows=2)
-    decoder.step(tokens[:, :5], state, cross)
+    decoder.step([DecoderJob(tokens[:, :5], state, cross)])
     state.reorder(torch.tensor([1, 1]))
-    hidden = decoder.step(tokens[1:, 5:6].expand(2, 1), state, cross).hidden
-    torch.testing.assert_close(hidden[0], hidden[1])
+    logits = decoder.step([DecoderJob(tokens[1:, 5:6].expand(2, 1), state, cross)])[0].logits
+    torch.testing.assert_close(logits[0], logits[1])
 
 
 @torch.no_grad()
 def test_attention_rows_are_distributions(decoder: Decoder) -> None:
     """Each alignment head's row sums to one over the frames heard."""
     tokens, frames = _inputs()
-    output = decoder.step(
-        tokens[:1], decoder.new_self_cache(), decoder.project_frames(frames[:1]), with_attention=True
-    )
-    assert output.attention is not None
+    job = DecoderJob(tokens[:1], decoder.new_self_cache(), decoder.project_frames(frames[:1]))
+    output = decoder.step([job])[0]
     assert output.attention.shape == (1, 2, 9, 50)
     torch.testing.assert_close(output.attention.sum(-1), torch.ones(1, 2, 9))

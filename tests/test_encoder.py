@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr.encoder import CausalEncoder, Chunking, EncoderState
+from asr.encoder import CausalEncoder, Chunking, EncoderJob, EncoderState
 from asr.errors import OptionError
 from tests.tiny import tiny_whisper
 
@@ -21,25 +21,31 @@ def _mel(n_frames: int, *, batch: int = 1, seed: int = 0) -> torch.Tensor:
     return torch.randn(batch, 80, 2 * n_frames + 1, generator=torch.Generator().manual_seed(seed)) * 0.5
 
 
-def _poisoned(encoder: CausalEncoder, chunking: Chunking, batch: int = 1) -> EncoderState:
-    """A fresh state whose empty slots hold huge values, which any attention to them would show."""
-    state = encoder.init_state(batch, ring_slots=chunking.left_context)
-    state.keys.fill_(1e4)
-    state.values.fill_(1e4)
+def _poisoned(encoder: CausalEncoder, chunking: Chunking, *, step: int | None = None) -> EncoderState:
+    """A fresh state with the least room that such steps need; reading an empty slot would show."""
+    size = max(chunking.first_size, step or chunking.size)
+    state = encoder.init_state(ring_slots=max(size, chunking.left_context + (step or chunking.size)))
+    state.keys.fill_(torch.nan)
+    state.values.fill_(torch.nan)
     return state
+
+
+def _step(
+    encoder: CausalEncoder, window: torch.Tensor, state: EncoderState, chunking: Chunking
+) -> torch.Tensor:
+    return encoder.step([EncoderJob(window, state, chunking)])[0]
 
 
 @torch.no_grad()
 def _stream(encoder: CausalEncoder, mel: torch.Tensor, chunking: Chunking) -> torch.Tensor:
-    state = _poisoned(encoder, chunking, len(mel))
+    state = _poisoned(encoder, chunking)
     padded = torch.nn.functional.pad(mel, (2, 0))
     frames, at = [], 0
     while True:
         size = chunking.next_size(at)
         if 2 * (at + size) + 1 > mel.shape[-1]:
             return torch.cat(frames, dim=1)
-        out, state = encoder.step(padded[..., 2 * at : 2 * (at + size) + 3], state, chunking)
-        frames.append(out)
+        frames.append(_step(encoder, padded[..., 2 * at : 2 * (at + size) + 3], state, chunking))
         at += size
 
 
@@ -67,13 +73,13 @@ def test_several_chunks_at_once(encoder: CausalEncoder, data: st.DataObject) -> 
     n_frames = chunking.first_size + (n_chunks - 1) * chunking.size
     mel = _mel(n_frames, seed=data.draw(st.integers(0, 99)))
     padded = torch.nn.functional.pad(mel, (2, 0))
-    state, at, frames = _poisoned(encoder, chunking), 0, []
+    largest = chunking.first_size + 3 * chunking.size
+    state, at, frames = _poisoned(encoder, chunking, step=largest), 0, []
     with torch.no_grad():
         while at < n_frames:
             size = chunking.next_size(at) + chunking.size * data.draw(st.integers(0, 3))
             size = min(size, n_frames - at)
-            out, state = encoder.step(padded[..., 2 * at : 2 * (at + size) + 3], state, chunking)
-            frames.append(out)
+            frames.append(_step(encoder, padded[..., 2 * at : 2 * (at + size) + 3], state, chunking))
             at += size
         whole = encoder.forward(mel, chunking)
     torch.testing.assert_close(torch.cat(frames, dim=1), whole, atol=1e-4, rtol=0)
@@ -118,21 +124,53 @@ def test_one_chunk_over_everything_is_whispers_encoder(encoder: CausalEncoder) -
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
 
-def test_streams_at_different_positions_share_a_batch(encoder: CausalEncoder) -> None:
-    """Rows of one batch that are at different places give what each gives alone."""
-    chunking = Chunking.from_ms(80)
-    a, b = _mel(100, seed=1), _mel(100, seed=2)
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_streams_share_steps(encoder: CausalEncoder, data: st.DataObject) -> None:
+    """Streams of other chunk sizes and left contexts, at other places, get together what each gets alone."""
+    chunkings = [
+        Chunking(data.draw(st.integers(2, 12)), data.draw(st.integers(0, 2)), data.draw(st.integers(5, 40)))
+        for _ in range(data.draw(st.integers(2, 4)))
+    ]
+    mels = [_mel(60, seed=seed) for seed in range(len(chunkings))]
+    states = [_poisoned(encoder, chunking) for chunking in chunkings]
+    frames: list[list[torch.Tensor]] = [[] for _ in chunkings]
     with torch.no_grad():
-        alone_a, alone_b = (encoder.forward(x, chunking) for x in (a, b))
-        state_a, state_b = _poisoned(encoder, chunking), _poisoned(encoder, chunking)
-        padded_a, padded_b = (torch.nn.functional.pad(x, (2, 0)) for x in (a, b))
-        _, state_a = encoder.step(padded_a[..., : 2 * 8 + 3], state_a, chunking)
-        _, state_b = encoder.step(padded_b[..., : 2 * 24 + 3], state_b, chunking)
-        window = torch.cat([padded_a[..., 16 : 16 + 11], padded_b[..., 48 : 48 + 11]])
-        out, state = encoder.step(window, EncoderState.stack([state_a, state_b]), chunking)
-    torch.testing.assert_close(out[:1], alone_a[:, 8:12], atol=1e-4, rtol=0)
-    torch.testing.assert_close(out[1:], alone_b[:, 24:28], atol=1e-4, rtol=0)
-    assert [int(s.position) for s in state.unstack()] == [12, 28]
+        while True:
+            due = [
+                i
+                for i, c in enumerate(chunkings)
+                if states[i].position + c.next_size(states[i].position) <= 60
+            ]
+            if not due:
+                break
+            going = data.draw(st.sets(st.sampled_from(due), min_size=1))
+            jobs = []
+            for i in sorted(going):
+                at, size = states[i].position, chunkings[i].next_size(states[i].position)
+                window = torch.nn.functional.pad(mels[i], (2, 0))[..., 2 * at : 2 * (at + size) + 3]
+                jobs.append(EncoderJob(window, states[i], chunkings[i]))
+            for i, part in zip(sorted(going), encoder.step(jobs), strict=True):
+                frames[i].append(part)
+        for mel, chunking, parts in zip(mels, chunkings, frames, strict=True):
+            streamed = torch.cat(parts, dim=1)
+            whole = encoder.forward(mel[..., : 2 * streamed.shape[1] + 1], chunking)
+            torch.testing.assert_close(streamed, whole, atol=1e-4, rtol=0)
+
+
+def test_a_copied_state_goes_its_own_way(encoder: CausalEncoder) -> None:
+    """Steps from a copy leave the original as it was, and assigning the copy back undoes steps."""
+    chunking = Chunking(4, initial=1, left_context=12)
+    mel = torch.nn.functional.pad(_mel(40), (2, 0))
+    state = _poisoned(encoder, chunking)
+    with torch.no_grad():
+        for at, size in ((0, 8), (8, 4), (12, 4)):
+            _step(encoder, mel[..., 2 * at : 2 * (at + size) + 3], state, chunking)
+        mark = state.copy()
+        first = _step(encoder, mel[..., 32 : 2 * 20 + 3], state, chunking)
+        _step(encoder, mel[..., 40 : 2 * 24 + 3], state, chunking)
+        state.assign(mark)
+        torch.testing.assert_close(_step(encoder, mel[..., 32 : 2 * 20 + 3], state, chunking), first)
 
 
 @pytest.mark.parametrize("chunk_ms", [0, 20, 50, 1020])

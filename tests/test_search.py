@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import pytest
 import torch
@@ -11,16 +12,17 @@ from torch import Tensor
 from whisper.model import Whisper
 from whisper.tokenizer import get_tokenizer
 
-from asr.decoder import CrossCache, Decoder, DecoderOutput, SelfCache
+from asr.decoder import CrossCache, Decoder, DecoderJob, DecoderResult, SelfCache
 from asr.rules import Context, LoopGuard, RateCap, StartWithAWord, SuppressTokens, default_rules
-from asr.search import MAX_DRAFT_TOKENS, MAX_OPEN_TOKENS, Search
-from asr.words import Vocabulary
+from asr.search import MAX_DRAFT_TOKENS, MAX_OPEN_TOKENS, Search, Steps
+from asr.words import Token, Vocabulary
 
 TOKENIZER = get_tokenizer(False)
 VOCABULARY = Vocabulary(TOKENIZER)
 EOT = TOKENIZER.eot
 N_VOCAB = 51864
 START = list(TOKENIZER.sot_sequence_including_notimestamps)
+T = TypeVar("T")
 Script = Callable[[tuple[int, ...], int], dict[int, float]]  # (text so far, frames heard) -> probabilities
 
 
@@ -33,35 +35,66 @@ class ScriptedDecoder:
         self.script = script
         self.weights = type("Weights", (), {"positional_embedding": torch.zeros(1)})()
         self.n_stepped = 0
-        self._contexts: list[tuple[tuple[int, ...], int]] = []
 
     def new_self_cache(self, *, n_rows: int = 1) -> SelfCache:
         shape = (1, n_rows, self.n_ctx, 1)
         return SelfCache(torch.zeros(shape), torch.zeros(shape))
 
-    def step(
-        self, tokens: Tensor, state: SelfCache, cross: CrossCache, *, with_attention: bool = False
-    ) -> DecoderOutput:
-        n_rows, n_new = tokens.shape
-        self.n_stepped += n_rows * n_new
-        start = state.n_tokens
-        state.keys[0, :, start : start + n_new, 0] = tokens.float()
-        state.n_tokens += n_new
-        hidden = torch.zeros(n_rows, n_new, 1)
-        for row in range(n_rows):
-            for u in range(n_new):
-                ids = tuple(int(i) for i in state.keys[0, row, : start + u + 1, 0])
-                hidden[row, u] = len(self._contexts)
-                self._contexts.append((ids[len(START) :], cross.n_frames))
-        return DecoderOutput(hidden, torch.zeros(n_rows, 1, n_new, cross.n_frames))
+    def step(self, jobs: Sequence[DecoderJob]) -> list[DecoderResult]:
+        return [self._step(job) for job in jobs]
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        rows = torch.full((*hidden.shape[:-1], N_VOCAB), -30.0)
-        for index in range(rows.numel() // N_VOCAB):
-            text, n_frames = self._contexts[int(hidden.reshape(-1)[index])]
-            for token, probability in self.script(text, n_frames).items():
-                rows.view(-1, N_VOCAB)[index, token] = math.log(probability)
-        return rows
+    def _step(self, job: DecoderJob) -> DecoderResult:
+        n_rows, n_new = job.tokens.shape
+        self.n_stepped += n_rows * n_new
+        start = job.text.n_tokens
+        job.text.keys[0, :, start : start + n_new, 0] = job.tokens.float()
+        job.text.n_tokens += n_new
+        logits = torch.full((n_rows, job.n_logits, N_VOCAB), -30.0)
+        for row in range(n_rows):
+            for k in range(job.n_logits):
+                ids = tuple(int(i) for i in job.text.keys[0, row, : start + n_new - job.n_logits + k + 1, 0])
+                for token, probability in self.script(ids[len(START) :], job.cross.n_frames).items():
+                    logits[row, k, token] = math.log(probability)
+        return DecoderResult(logits, torch.zeros(n_rows, 1, n_new, job.cross.n_frames))
+
+
+class Alone:
+    """A search with its own decoder, whose methods do at once what a search asks for."""
+
+    def __init__(
+        self, decoder: Decoder | ScriptedDecoder, *, beam_size: int = 1, open_tokens: int = 2
+    ) -> None:
+        self.decoder = decoder
+        self.search = Search(
+            decoder,  # type: ignore[arg-type]
+            default_rules(TOKENIZER, n_vocab=N_VOCAB),
+            VOCABULARY,
+            cache=decoder.new_self_cache(),
+            eot=EOT,
+            beam_size=beam_size,
+            open_tokens=open_tokens,
+        )
+        self.search.restart(START)
+
+    @property
+    def committed(self) -> list[Token]:
+        return self.search.committed
+
+    @property
+    def draft(self) -> tuple[Token, ...]:
+        return self.search.draft
+
+    def advance(self, cross: CrossCache) -> list[Token]:
+        return self.run(self.search.advance(cross, n_in_segment=len(self.committed)))
+
+    def run(self, steps: Steps[T]) -> T:
+        answer: DecoderResult | None = None
+        while True:
+            try:
+                job = steps.send(answer)  # type: ignore[arg-type]
+            except StopIteration as stop:
+                return stop.value
+            answer = self.decoder.step([job])[0]
 
 
 def heard(n_frames: int) -> CrossCache:
@@ -69,19 +102,9 @@ def heard(n_frames: int) -> CrossCache:
     return CrossCache(torch.zeros(0), torch.zeros(0), n_frames)
 
 
-def search(script: Script, *, beam_size: int = 1, open_tokens: int = 2) -> Search:
+def search(script: Script, *, beam_size: int = 1, open_tokens: int = 2) -> Alone:
     """A search over a scripted decoder, at the start of a window."""
-    rules = default_rules(TOKENIZER, n_vocab=N_VOCAB)
-    made = Search(
-        ScriptedDecoder(script),  # type: ignore[arg-type]
-        rules,
-        VOCABULARY,
-        eot=EOT,
-        beam_size=beam_size,
-        open_tokens=open_tokens,
-    )
-    made.restart(START)
-    return made
+    return Alone(ScriptedDecoder(script), beam_size=beam_size, open_tokens=open_tokens)
 
 
 def says(text: str, *, frames_per_token: int = 10) -> Script:
@@ -96,7 +119,7 @@ def says(text: str, *, frames_per_token: int = 10) -> Script:
     return script
 
 
-def text(made: Search) -> tuple[str, str]:
+def text(made: Alone) -> tuple[str, str]:
     """Committed and open text."""
     return VOCABULARY.text(t.id for t in made.committed), VOCABULARY.text(t.id for t in made.draft)
 
@@ -107,7 +130,7 @@ def test_words_come_with_the_frames(beam_size: int) -> None:
     made = search(says(" one two three un-real four"), beam_size=beam_size)
     seen = []
     for n_frames in (5, 10, 20, 30, 40, 50, 60, 70):
-        made.advance(heard(n_frames), n_in_segment=len(made.committed))
+        made.advance(heard(n_frames))
         seen.append(text(made))
     assert seen[:4] == [("", ""), ("", " one"), ("", " one two"), (" one", " two three")]
     assert seen[-1][0] + seen[-1][1] == " one two three un-real four"
@@ -125,9 +148,9 @@ def test_open_tokens_are_replaced_and_committed_ones_are_not() -> None:
         return {ids[len(so_far)] if len(so_far) < min(len(ids), n_frames // 10) else EOT: 0.9}
 
     made = search(script)
-    made.advance(heard(40), n_in_segment=len(made.committed))
+    made.advance(heard(40))
     assert text(made) == (" red green", " blue sky")
-    made.advance(heard(late), n_in_segment=len(made.committed))
+    made.advance(heard(late))
     assert text(made) == (" red green", " brown sea")
 
 
@@ -135,18 +158,16 @@ def test_open_tokens_are_replaced_and_committed_ones_are_not() -> None:
 def test_nothing_open_commits_everything(beam_size: int) -> None:
     """With no open tokens all that is said is committed at once."""
     made = search(says(" one two three"), beam_size=beam_size, open_tokens=0)
-    new = made.advance(heard(30), n_in_segment=len(made.committed))
+    new = made.advance(heard(30))
     assert text(made) == (" one two three", "") and len(new) == 3
 
 
 def test_advance_returns_what_is_committed_now() -> None:
     """The returned tokens add up to the committed ones."""
     made = search(says(" one two three four five"))
-    new = [
-        token for n in range(10, 60, 10) for token in made.advance(heard(n), n_in_segment=len(made.committed))
-    ]
+    new = [token for n in range(10, 60, 10) for token in made.advance(heard(n))]
     assert new == made.committed and len(new) == 3
-    assert made.commit(len(made.draft)) == made.committed[-2:]
+    assert made.search.commit(len(made.draft)) == made.committed[-2:]
 
 
 def test_old_tokens_are_not_decoded_again() -> None:
@@ -154,9 +175,9 @@ def test_old_tokens_are_not_decoded_again() -> None:
     made = search(says(" word" * 3 + " and another thing that goes on for many more words than before here"))
     costs = []
     for n_frames in range(10, 180, 10):
-        before = made._decoder.n_stepped  # type: ignore[attr-defined]
-        made.advance(heard(n_frames), n_in_segment=len(made.committed))
-        costs.append(made._decoder.n_stepped - before)  # type: ignore[attr-defined]
+        before = made.decoder.n_stepped  # type: ignore[union-attr]
+        made.advance(heard(n_frames))
+        costs.append(made.decoder.n_stepped - before)  # type: ignore[union-attr]
     assert max(costs[1:]) <= 5
 
 
@@ -174,8 +195,8 @@ def test_beam_finds_what_greedy_misses() -> None:
         return {EOT: 0.99}
 
     greedy, beam = search(script), search(script, beam_size=3)
-    greedy.advance(heard(50), n_in_segment=len(greedy.committed))
-    beam.advance(heard(50), n_in_segment=len(beam.committed))
+    greedy.advance(heard(50))
+    beam.advance(heard(50))
     assert text(greedy)[1].startswith(" wet")
     assert text(beam)[1] == " wide way"
 
@@ -194,7 +215,7 @@ def test_beam_commits_what_all_hypotheses_share() -> None:
         return {rest[n - 2]: 0.999} if n - 2 < len(rest) else {EOT: 0.999}
 
     made = search(script, beam_size=2)
-    made.advance(heard(100), n_in_segment=len(made.committed))
+    made.advance(heard(100))
     assert text(made) == (" sure", " there is one more thing")
 
 
@@ -211,7 +232,7 @@ def test_beam_commits_a_draft_that_gets_too_long() -> None:
         return {cycle[n - 1]: 0.999} if n - 1 < len(cycle) else {EOT: 0.999}
 
     made = search(script, beam_size=2)
-    made.advance(heard(400), n_in_segment=len(made.committed))
+    made.advance(heard(400))
     assert len(made.draft) <= MAX_DRAFT_TOKENS
     assert text(made)[0].startswith(" there and so on")
 
@@ -225,9 +246,9 @@ def test_runaway_text_is_cut() -> None:
 
     made = search(script)
     for n_frames in (500, 1000, 1400):
-        made.advance(heard(n_frames), n_in_segment=len(made.committed))
+        made.advance(heard(n_frames))
         assert len(made.draft) <= MAX_OPEN_TOKENS
-    while not made.is_full and made.advance(heard(1400), n_in_segment=len(made.committed)):
+    while not made.search.is_full and made.advance(heard(1400)):
         pass
     assert len(made.committed) <= 400
 
@@ -236,23 +257,20 @@ def test_runaway_text_is_cut() -> None:
 def test_random_weights_beam_of_one_is_greedy(tiny_model: Whisper) -> None:
     """Beam search with one hypothesis makes greedy search's choices on a real decoder."""
     decoder = Decoder(tiny_model.decoder, tiny_model.alignment_heads)
-    rules = default_rules(TOKENIZER, n_vocab=N_VOCAB)
-    greedy = Search(decoder, rules, VOCABULARY, eot=EOT)
-    greedy.restart(START)
-    beam = Search(decoder, rules, VOCABULARY, eot=EOT)
-    beam.restart(START)
-    beam._beam_cache = decoder.new_self_cache(n_rows=1)
+    greedy, beam = Alone(decoder), Alone(decoder)
+    inner = beam.search
+    inner._beam_cache = decoder.new_self_cache(n_rows=1)
     frames = torch.randn(1, 400, tiny_model.dims.n_audio_state, generator=torch.Generator().manual_seed(3))
     cross = decoder.new_cross_cache(max_frames=400)
     for start in range(0, 400, 50):
-        decoder.append_frames(frames[:, start : start + 50], cross)
-        greedy.advance(cross, n_in_segment=len(greedy.committed))
+        decoder.append_frames([(frames[:, start : start + 50], cross)])
+        greedy.advance(cross)
         sequence = [*START, *(t.id for t in beam.committed)]
-        beam._n_in_segment = len(beam.committed)
-        best = beam._beam(sequence[beam._cache.n_tokens :], cross)[0]
-        beam._cache.truncate(len(sequence) - 1)
-        beam.draft = best.tokens
-        beam.commit(beam._n_certain([best]))
+        inner._n_in_segment = len(beam.committed)
+        best = beam.run(inner._beam(sequence[inner._cache.n_tokens :], cross))[0]
+        inner._cache.truncate(len(sequence) - 1)
+        inner.draft = best.tokens
+        inner.commit(inner._n_certain([best]))
         assert [t.id for t in beam.committed] == [t.id for t in greedy.committed]
         assert [t.id for t in beam.draft] == [t.id for t in greedy.draft]
     assert len(greedy.committed) > 10
@@ -262,19 +280,16 @@ def test_random_weights_beam_of_one_is_greedy(tiny_model: Whisper) -> None:
 def test_random_weights_same_frames_same_text(tiny_model: Whisper) -> None:
     """Without new frames nothing changes, and the draft equals decoding everything from scratch."""
     decoder = Decoder(tiny_model.decoder, tiny_model.alignment_heads)
-    rules = default_rules(TOKENIZER, n_vocab=N_VOCAB)
-    made = Search(decoder, rules, VOCABULARY, eot=EOT, open_tokens=6)
-    made.restart(START)
+    made = Alone(decoder, open_tokens=6)
     frames = torch.randn(1, 60, tiny_model.dims.n_audio_state, generator=torch.Generator().manual_seed(4))
     cross = decoder.project_frames(frames)
-    made.advance(cross, n_in_segment=len(made.committed))
+    made.advance(cross)
     draft = [token.id for token in made.draft]
     for _ in range(3):
-        assert made.advance(cross, n_in_segment=len(made.committed)) == []
+        assert made.advance(cross) == []
         assert [token.id for token in made.draft] == draft
-    scratch = Search(decoder, rules, VOCABULARY, eot=EOT, open_tokens=6)
-    scratch.restart(START)
-    scratch.advance(cross, n_in_segment=len(scratch.committed))
+    scratch = Alone(decoder, open_tokens=6)
+    scratch.advance(cross)
     assert [t.id for t in scratch.committed + list(scratch.draft)] == [t.id for t in made.committed] + draft
 
 
@@ -282,16 +297,15 @@ def test_random_weights_same_frames_same_text(tiny_model: Whisper) -> None:
 def test_attention_equals_one_pass(tiny_model: Whisper) -> None:
     """Looking back gives the attention that a single pass over the whole text gives."""
     decoder = Decoder(tiny_model.decoder, tiny_model.alignment_heads)
-    made = Search(decoder, default_rules(TOKENIZER, n_vocab=N_VOCAB), VOCABULARY, eot=EOT, open_tokens=0)
-    made.restart(START)
+    made = Alone(decoder, open_tokens=0)
     frames = torch.randn(1, 60, tiny_model.dims.n_audio_state, generator=torch.Generator().manual_seed(5))
     cross = decoder.project_frames(frames)
-    made.advance(cross, n_in_segment=len(made.committed))
+    made.advance(cross)
     n = len(made.committed)
     tokens = torch.tensor([[*START, *(token.id for token in made.committed)]])
-    whole = decoder.step(tokens, decoder.new_self_cache(), cross, with_attention=True).attention
-    assert whole is not None
-    torch.testing.assert_close(made.attention(n, cross), whole[0, :, -n - 1 :], atol=1e-5, rtol=1e-4)
+    whole = decoder.step([DecoderJob(tokens, decoder.new_self_cache(), cross)])[0].attention
+    seen = made.run(made.search.attention(n, cross))
+    torch.testing.assert_close(seen, whole[0, :, -n - 1 :], atol=1e-5, rtol=1e-4)
 
 
 def apply(rule: object, tokens: Sequence[int], *, favourite: int, heard_s: float = 10.0) -> Tensor:

@@ -7,7 +7,8 @@ import torch
 from asr.decoder import Decoder
 from asr.encoder import FRAME_SAMPLES, CausalEncoder, Chunking
 from asr.features import LogMel, RunningNorm
-from asr.window import HISTORY_FRAMES, Window, run_jobs
+from asr.slots import HISTORY_FRAMES, new_slot
+from asr.window import Window
 from tests.tiny import tiny_whisper
 
 N_SAMPLES = 3 * 60 * 16_000
@@ -28,7 +29,11 @@ def test_every_window_is_one_pass(signal: torch.Tensor, chunk_ms: int) -> None:
     model = tiny_whisper()
     encoder, mel = CausalEncoder(model.encoder), LogMel(80)
     chunking = Chunking.from_ms(chunk_ms)
-    window = Window(encoder, Decoder(model.decoder, model.alignment_heads), mel, chunking)
+    decoder = Decoder(model.decoder, model.alignment_heads)
+    slot = new_slot(encoder, decoder, mel, left_context=chunking.left_context)
+    for tensor in (slot.encoder.keys, slot.encoder.values, slot.cross.keys, slot.cross.values, slot.mel):
+        tensor.fill_(torch.nan)  # whatever was not written must never be read
+    window = Window(mel, chunking, slot)
     rng = np.random.default_rng(chunk_ms)
     windows: list[tuple[int, list[torch.Tensor]]] = [(0, [])]
     heard, limit = 0, 1400
@@ -45,9 +50,11 @@ def test_every_window_is_one_pass(signal: torch.Tensor, chunk_ms: int) -> None:
             window.restart(anchor, n_frames=n_back)
             windows.append((anchor, []))
             limit = int(rng.integers(500, 1450))
-        frames, state = run_jobs(encoder, [window.next_job()])[0]
+        job = window.next_job()
+        frames = encoder.step([job.encoder])[0]
+        decoder.append_frames([(frames, job.cross)])
         windows[-1][1].append(frames)
-        window.accept(frames, state)
+        window.accept()
     assert len(windows) >= 6
     raw = mel.forward(signal)
     for anchor, parts in windows:
@@ -63,7 +70,7 @@ def test_history_is_bounded_and_addressed_absolutely(signal: torch.Tensor) -> No
     from asr.window import MelHistory
 
     frames = torch.arange(5000.0).expand(1, 80, -1)
-    history = MelHistory(80, device="cpu")
+    history = MelHistory(torch.zeros(1, 80, 2 * HISTORY_FRAMES))
     for start in range(0, 5000, 37):
         history.append(frames[..., start : start + 37])
         newest = max(0, history.n_frames - HISTORY_FRAMES)

@@ -26,7 +26,7 @@ from whisper.audio import N_SAMPLES, log_mel_spectrogram, pad_or_trim
 from whisper.model import Whisper
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
-from asr.decoder import Decoder
+from asr.decoder import Decoder, DecoderJob
 from asr.errors import AudioError
 from asr.events import SAMPLE_RATE
 from asr.words import BIAS_FRAMES, Vocabulary, token_starts
@@ -188,7 +188,7 @@ def transcribe_greedily(
     with torch.no_grad():
         cross = decoder.project_frames(features)
         while open_rows and len(texts[min(open_rows)]) < max_tokens:
-            logits = decoder.logits(decoder.step(tokens, state, cross).hidden[:, -1])
+            logits = decoder.step([DecoderJob(tokens, state, cross)])[0].logits[:, -1]
             logits[:, banned] = -torch.inf
             tokens = logits.argmax(dim=-1, keepdim=True)
             for row in tuple(open_rows):

@@ -1,0 +1,121 @@
+"""What all streams share: weights, stateless parts over them, and the steps that streams take together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from whisper.model import Whisper
+from whisper.tokenizer import Tokenizer, get_tokenizer
+
+from asr.decoder import Decoder, DecoderJob, DecoderResult
+from asr.encoder import CausalEncoder
+from asr.features import LogMel
+from asr.rules import Rule, default_rules
+from asr.slots import Slot, new_slot
+from asr.vad import SileroVad
+from asr.window import WindowJob
+from asr.words import Vocabulary
+
+_T = TypeVar("_T")
+_J = TypeVar("_J")
+_R = TypeVar("_R")
+Job = WindowJob | DecoderJob
+Task = Generator[Job, DecoderResult | None, _T]  # asks for steps of the model, returns a T
+
+
+@dataclass(frozen=True)
+class Text:
+    """What reading and writing one language needs."""
+
+    tokenizer: Tokenizer
+    vocabulary: Vocabulary
+    rules: Sequence[Rule]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Weights and stateless parts."""
+
+    base_model: Whisper
+    encoder: CausalEncoder
+    decoder: Decoder
+    log_mel: LogMel
+    vad: SileroVad
+    _texts: dict[str, Text] = field(default_factory=dict)  # by language, made when first wanted
+
+    def text(self, language: str) -> Text:
+        """Tokenizer, vocabulary and rules of a language."""
+        if language not in self._texts:
+            model = self.base_model
+            tokenizer = get_tokenizer(
+                model.is_multilingual, num_languages=model.num_languages, language=language, task="transcribe"
+            )
+            weights = self.decoder.weights
+            n_vocab, device = weights.token_embedding.num_embeddings, weights.positional_embedding.device
+            rules = default_rules(tokenizer, n_vocab=n_vocab, device=device)
+            self._texts[language] = Text(tokenizer, Vocabulary(tokenizer), rules)
+        return self._texts[language]
+
+    def new_slot(self, *, left_context: int) -> Slot:
+        """State for one stream whose chunks look back ``left_context`` encoder frames at most."""
+        return new_slot(self.encoder, self.decoder, self.log_mel, left_context=left_context)
+
+    def run(self, tasks: Sequence[Task[_T]]) -> list[_T | Exception]:
+        """Run tasks to their ends; in every round, the steps that all of them ask for are taken together.
+
+        Args:
+            tasks: Of different streams.
+
+        Returns:
+            What each returned or raised. An error of one does not touch the others.
+        """
+        outcomes: dict[int, _T | Exception] = {}
+        answers: dict[int, DecoderResult | Exception | None] = dict.fromkeys(range(len(tasks)))
+        with torch.inference_mode():
+            while answers:
+                jobs: dict[int, Job] = {}
+                for index, answer in answers.items():
+                    try:
+                        if isinstance(answer, Exception):
+                            jobs[index] = tasks[index].throw(answer)
+                        else:
+                            jobs[index] = tasks[index].send(answer)
+                    except StopIteration as stop:
+                        outcomes[index] = stop.value
+                    except Exception as error:
+                        outcomes[index] = error
+                answers = self._answer(jobs)
+        return [outcomes[index] for index in range(len(tasks))]
+
+    def _answer(self, jobs: dict[int, Job]) -> dict[int, DecoderResult | Exception | None]:
+        encoder_jobs = {i: job for i, job in jobs.items() if isinstance(job, WindowJob)}
+        decoder_jobs = {i: job for i, job in jobs.items() if isinstance(job, DecoderJob)}
+        answers: dict[int, DecoderResult | Exception | None] = {}
+        answers.update(_together(decoder_jobs, self.decoder.step))
+        encoded = _together(encoder_jobs, lambda several: self.encoder.step([job.encoder for job in several]))
+        failed = {i: error for i, error in encoded.items() if isinstance(error, Exception)}
+        frames = {i: x for i, x in encoded.items() if not isinstance(x, Exception)}
+        answers.update(failed)
+        answers.update(
+            _together(
+                {i: (x, encoder_jobs[i].cross) for i, x in frames.items()},
+                lambda several: self.decoder.append_frames(several),
+            )
+        )
+        return answers
+
+
+def _together(jobs: dict[int, _J], step: Callable[[Sequence[_J]], Sequence[_R]]) -> dict[int, _R | Exception]:
+    """Take a step with all jobs at once, or with each alone if that fails, so that only the culprit fails."""
+    if not jobs:
+        return {}
+    try:
+        return dict(zip(jobs, step(list(jobs.values())), strict=True))
+    except Exception as error:
+        if len(jobs) == 1:
+            return dict.fromkeys(jobs, error)
+        alone = [_together({i: job}, step) for i, job in jobs.items()]
+        return {i: result for each in alone for i, result in each.items()}
