@@ -7,6 +7,7 @@ Axis letters: B streams, T frames, D width, K the farthest that one block looks,
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -85,6 +86,13 @@ class BlockMemory:
         self._looks: deque[int] = deque()  # of the frames that wait
         self._newest: deque[int] = deque()  # of the frames that wait: what they and all before depend on
         self._latest = -1
+
+    def copy(self) -> BlockMemory:
+        """A memory that goes its own way."""
+        other = copy.copy(self)
+        other._inputs, other._queries, other._keys, other._values = (ring.clone() for ring in self.tensors)
+        other._looks, other._newest = self._looks.copy(), self._newest.copy()
+        return other
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -166,6 +174,10 @@ class LookaheadState:
     blocks: tuple[BlockMemory, ...]
     policy: LookPolicy = field(default_factory=LookPolicy)
     has_ended: bool = False
+
+    def copy(self) -> LookaheadState:
+        """A state that goes its own way."""
+        return LookaheadState(tuple(block.copy() for block in self.blocks), self.policy, self.has_ended)
 
     def restart(self, policy: LookPolicy) -> None:
         """Begin another stream in the same memory."""

@@ -61,6 +61,20 @@ class HeadState:
     left_over: Tensor  # [1, F', E] encoder frames that do not fill a head frame yet
     lookahead: LookaheadState
 
+    @property
+    def n_heard(self) -> int:
+        """Head frames heard."""
+        return self.lookahead.blocks[0].n_heard
+
+    def copy(self) -> HeadState:
+        """A state that goes its own way."""
+        return HeadState(self.left_over, self.lookahead.copy())
+
+    def restart(self, policy: LookPolicy) -> None:
+        """Begin another stream in the same memory."""
+        self.left_over = self.left_over[:, :0]
+        self.lookahead.restart(policy)
+
 
 @dataclass(frozen=True)
 class HeadJob:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
-from asr.encoder import FRAME_SAMPLES
 from asr.events import SAMPLE_RATE
 from asr.frontier import LookPolicy
 from asr.head import HEAD_FRAME_SAMPLES, HeadJob, TransducerHead
+from asr.lookahead import Released
 from asr.transducer_search import BeamSearch, Emission, GreedySearch, SearchJob, TransducerSearch
 from asr.words import Token, Vocabulary
 
@@ -43,17 +44,19 @@ class Reading:
 
     Attributes:
         tokens: Tokens that are committed now.
-        n_frames: Head frames read now.
-        waits: For each of them, the head frames that had come after it when it was computed, at least.
+        waits: One for each head frame read now: the head frames that had come after it by then, at least.
     """
 
     tokens: tuple[Token, ...]
-    n_frames: int
     waits: tuple[int, ...]
 
 
 class TransducerReader:
-    """One stream's text. :func:`read` is all that changes it, besides :meth:`commit_draft`."""
+    """One stream's text. :func:`read` is all that changes it, besides :meth:`commit_draft`.
+
+    Attributes:
+        beam_size: Hypotheses; 1 is greedy.
+    """
 
     def __init__(
         self,
@@ -74,23 +77,18 @@ class TransducerReader:
             beam_size: Hypotheses; 1 is greedy.
         """
         self.beam_size = beam_size
-        self._head = head
         self._vocabulary = vocabulary
         self._timing = timing
         self._state = head.init_state(policy)
         self._search = make_search(head, beam_size=beam_size).init_state()
-        self._n_heard = 0
-        self._latest = 0  # newest head frame that an output has waited for
+        self._n_heard = 0  # encoder frames
+        self._n_released = 0  # head frames
+        self._newest = 0  # head frame that some output has waited for
 
     @property
     def draft(self) -> tuple[Token, ...]:
         """Open tokens: the newest word, and what hypotheses disagree on."""
         return tuple(map(self._token, self._search.draft))
-
-    @property
-    def heard(self) -> int:
-        """Sample up to which encoder frames have come."""
-        return self._n_heard * FRAME_SAMPLES
 
     @property
     def end(self) -> int:
@@ -101,27 +99,47 @@ class TransducerReader:
         """Commit what is open, and return it."""
         return [self._token(emission) for emission in self._search.commit(len(self._search.draft))]
 
-    def _new_job(self, job: ReadJob) -> HeadJob:
-        """The frames that have not been heard yet."""
+    def _check(self, job: ReadJob) -> None:
+        assert not self._state.lookahead.has_ended, "the stream has ended"
         assert job.first_frame <= self._n_heard, "encoder frames are missing"
-        new = job.frames[:, self._n_heard - job.first_frame :]
-        self._n_heard += new.shape[1]
-        return HeadJob(new, self._state, job.ends)
 
-    def _take(self, reach: tuple[int, ...]) -> Reading:
-        """Commit whole words that hypotheses agree on, once their frames have been searched."""
-        first = self._search.n_frames - len(reach)
+    def _head_job(self, job: ReadJob) -> HeadJob:
+        """The frames that have not been heard yet; a flush is heard by a copy."""
+        new = job.frames[:, self._n_heard - job.first_frame :]
+        if job.then == "flush":
+            return HeadJob(new, self._state.copy(), ends=True)
+        self._n_heard += new.shape[1]
+        return HeadJob(new, self._state, ends=job.then == "finish")
+
+    def _unread(self, released: Released, job: ReadJob) -> Released:
+        """The released frames that an earlier flush has not read already."""
+        n_read = max(0, self._search.n_frames - self._n_released)
+        if job.then != "flush":
+            self._n_released += len(released.reach)
+        return Released(released.frames[:, n_read:], released.reach[n_read:])
+
+    def _take(self, reach: tuple[int, ...], job: ReadJob) -> Reading:
+        """Commit what is certain, once the released frames have been searched."""
+        n_real = self._state.n_heard
         waits = []
-        for frame, newest in enumerate(reach, start=first):
-            self._latest = max(self._latest, newest)
-            waits.append(self._latest - frame)
+        for frame, newest in enumerate(reach, start=self._search.n_frames - len(reach)):
+            self._newest = max(self._newest, min(newest, n_real - 1))
+            if frame < n_real:
+                waits.append(self._newest - frame)
+        if job.then == "flush":
+            self._search.n_frames = min(self._search.n_frames, n_real)
+        n_tokens = len(self._search.draft) if job.then == "flush" else self._n_certain()
+        return Reading(tuple(map(self._token, self._search.commit(n_tokens))), tuple(waits))
+
+    def _n_certain(self) -> int:
+        """Open tokens of whole words that hypotheses agree on."""
         ids = [emission.token for emission in self._search.draft]
         bounds = self._vocabulary.word_starts(ids)
-        certain = self._search.n_agreed()
-        overlong = len(ids) - MAX_DRAFT_TOKENS
-        n_tokens = max((i for i in bounds if i <= max(certain, overlong)), default=0)
-        tokens = self._search.commit(max(n_tokens, overlong if len(bounds) == 1 else 0, 0))
-        return Reading(tuple(map(self._token, tokens)), len(reach), tuple(waits))
+        overlong = max(0, len(ids) - MAX_DRAFT_TOKENS)
+        if len(bounds) <= 1:
+            return overlong
+        limit = max(self._search.n_agreed(), overlong)
+        return max(bound for bound in bounds if bound <= limit)
 
     def _token(self, emission: Emission) -> Token:
         peak = (emission.frame + 1) * HEAD_FRAME_SAMPLES
@@ -137,13 +155,14 @@ class ReadJob:
         reader: The stream's reader.
         frames: ``[1, F, E]``, some of which may have been read before.
         first_frame: Index of the first of them from the stream's start.
-        ends: The stream ends with them.
+        then: "finish": the stream ends with them. "flush": everything heard before them is read and committed
+            now, as if the stream ended with them; they are silence that it will not have heard afterwards.
     """
 
     reader: TransducerReader
     frames: Tensor
     first_frame: int
-    ends: bool = False
+    then: Literal["listen", "flush", "finish"] = "listen"
 
 
 def read(head: TransducerHead, jobs: Sequence[ReadJob]) -> list[Reading]:
@@ -156,16 +175,19 @@ def read(head: TransducerHead, jobs: Sequence[ReadJob]) -> list[Reading]:
     Returns:
         What was read of each.
     """
-    released = head.step([job.reader._new_job(job) for job in jobs])
+    for job in jobs:
+        job.reader._check(job)
+    released = head.step([job.reader._head_job(job) for job in jobs])
+    unread = [job.reader._unread(part, job) for job, part in zip(jobs, released, strict=True)]
     for beam_size in sorted({job.reader.beam_size for job in jobs}):
         make_search(head, beam_size=beam_size).advance(
             [
                 SearchJob(part.frames, job.reader._search)
-                for job, part in zip(jobs, released, strict=True)
+                for job, part in zip(jobs, unread, strict=True)
                 if job.reader.beam_size == beam_size
             ]
         )
-    return [job.reader._take(part.reach) for job, part in zip(jobs, released, strict=True)]
+    return [job.reader._take(part.reach, job) for job, part in zip(jobs, unread, strict=True)]
 
 
 def make_search(head: TransducerHead, *, beam_size: int) -> TransducerSearch:

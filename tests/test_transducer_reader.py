@@ -61,12 +61,16 @@ def test_streams_in_overlapping_windows_equal_one_pass(head: TransducerHead) -> 
             first = max(0, at[i] - generator.choice([0, 0, 30]))
             at[i] = min(at[i] + generator.choice([4, 15, 16]), streams[i].shape[1])
             jobs.append(
-                ReadJob(readers[i], streams[i][:, first : at[i]], first, ends=at[i] == streams[i].shape[1])
+                ReadJob(
+                    readers[i],
+                    streams[i][:, first : at[i]],
+                    first,
+                    then="finish" if at[i] == streams[i].shape[1] else "listen",
+                )
             )
         for i, reading in zip(going, read(head, jobs), strict=True):
             tokens[i] += reading.tokens
-            n_read[i] += reading.n_frames
-            assert len(reading.waits) == reading.n_frames
+            n_read[i] += len(reading.waits)
     for i, (reader, frames) in enumerate(zip(readers, streams, strict=True)):
         tokens[i] += reader.commit_draft()
         expected = _expected(head, frames, LookPolicy(biases[i]))
@@ -74,7 +78,6 @@ def test_streams_in_overlapping_windows_equal_one_pass(head: TransducerHead) -> 
         assert _seen(tokens[i]) == expected
         assert n_read[i] == frames.shape[1] // 2
         assert reader.end == n_read[i] * HEAD_FRAME_SAMPLES
-        assert reader.heard == frames.shape[1] * 320
 
 
 def test_greedy_and_beam_share_a_batch(head: TransducerHead) -> None:
@@ -82,9 +85,9 @@ def test_greedy_and_beam_share_a_batch(head: TransducerHead) -> None:
     frames = _frames(100, seed=7)
     alone = [_reader(head, beam_size=size) for size in (1, 4)]
     for reader in alone:
-        read(head, [ReadJob(reader, frames, 0, ends=True)])
+        read(head, [ReadJob(reader, frames, 0, then="finish")])
     together = [_reader(head, beam_size=size) for size in (1, 4)]
-    read(head, [ReadJob(reader, frames, 0, ends=True) for reader in together])
+    read(head, [ReadJob(reader, frames, 0, then="finish") for reader in together])
     for one, other in zip(alone, together, strict=True):
         assert _seen(one.commit_draft()) == _seen(other.commit_draft())
 
@@ -95,9 +98,45 @@ def test_waits_are_what_the_frames_waited(head: TransducerHead) -> None:
     seen = 0
     for at in range(0, 80, 2):
         (reading,) = read(head, [ReadJob(reader, frames[:, at : at + 2], at)])
-        assert reading.waits == tuple(at // 2 - (seen + i) for i in range(reading.n_frames))
-        seen += reading.n_frames
+        assert reading.waits == tuple(at // 2 - (seen + i) for i in range(len(reading.waits)))
+        seen += len(reading.waits)
     assert 30 < seen <= 40
+
+
+def test_a_flush_reads_everything_once_and_takes_the_silence_back(head: TransducerHead) -> None:
+    """Its text is that of a stream that ends there; what comes later is read as if it had not happened."""
+    frames, silence = _frames(121, seed=4), torch.zeros(1, 15, TINY_HEAD.encoder_width, dtype=torch.float64)
+    reader = _reader(head, bias=2.0)
+    tokens: list[Token] = []
+    waits: list[int] = []
+    for at in range(0, 61, 10):
+        (reading,) = read(head, [ReadJob(reader, frames[:, at : min(at + 10, 61)], at)])
+        tokens, waits = [*tokens, *reading.tokens], [*waits, *reading.waits]
+    n_unread = 30 - len(waits)
+    assert n_unread > 0
+    (flushed,) = read(head, [ReadJob(reader, silence, 61, then="flush")])
+    assert len(flushed.waits) == n_unread
+    assert reader.draft == ()
+    assert reader.end == 30 * HEAD_FRAME_SAMPLES
+    ended_there = _all_tokens(head, torch.cat([frames[:, :61], silence], dim=1))
+    assert _seen([*tokens, *flushed.tokens]) == _seen(ended_there)
+    later: list[Token] = []
+    n_later = 0
+    for at in range(61, 121, 12):
+        (reading,) = read(head, [ReadJob(reader, frames[:, at : at + 12], at)])
+        later, n_later = [*later, *reading.tokens], n_later + len(reading.waits)
+    (reading,) = read(head, [ReadJob(reader, frames[:, 121:], 121, then="finish")])
+    later += [*reading.tokens, *reader.commit_draft()]
+    assert n_later + len(reading.waits) == 30
+    settled = 40 * HEAD_FRAME_SAMPLES  # the predictor no longer sees what was said before the flush
+    expected = [seen for seen in _seen(_all_tokens(head, frames)) if seen[1] > settled]
+    assert [seen for seen in _seen(later) if seen[1] > settled] == expected
+
+
+def _all_tokens(head: TransducerHead, frames: torch.Tensor) -> list[Token]:
+    reader = _reader(head, bias=2.0)
+    (reading,) = read(head, [ReadJob(reader, frames, 0, then="finish")])
+    return [*reading.tokens, *reader.commit_draft()]
 
 
 def _say(reader: TransducerReader, text: str) -> Reading:
@@ -106,7 +145,7 @@ def _say(reader: TransducerReader, text: str) -> Reading:
     for token in TruncatedBpe.of(TOKENIZER, TINY_HEAD.n_tokens).encode(text):
         state.n_frames += 1
         state.hypotheses = [h.extended(Emission(token, -0.1, state.n_frames - 1)) for h in state.hypotheses]
-    return reader._take(())
+    return reader._take((), ReadJob(reader, torch.zeros(1, 0, TINY_HEAD.encoder_width), 0))
 
 
 def test_the_newest_word_stays_open(head: TransducerHead) -> None:
