@@ -17,7 +17,7 @@ from asr.reach import delays, expected_reach, frame_arrival
 
 LATENCY_MS = {"minimal": 20, "low": 80, "medium": 160, "high": 320}  # mean delay that each position asks for
 MAX_BIAS = 256.0  # beyond it gates are open, or closed, whatever the schedulers say
-_BISECTIONS = 24
+_BISECTIONS = 12
 
 
 @dataclass(frozen=True)
@@ -113,16 +113,24 @@ def calibrate(
         The dial.
     """
     measured: dict[float, DialPoint] = {}
+
+    def mean_ms(bias: float) -> float:
+        if bias not in measured:
+            measured[bias] = measure(stack, features, LookPolicy(bias), frame_ms=frame_ms)
+        return measured[bias].mean_ms
+
     points = []
     for target in sorted(targets_ms):
-        low, high = -MAX_BIAS, MAX_BIAS
-        found = []
+        low, high = -1.0, 1.0
+        while low > -MAX_BIAS and mean_ms(low) > target:
+            low *= 2
+        while high < MAX_BIAS and mean_ms(high) < target:
+            high *= 2
+        tried = {low, high}
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
-            if middle not in measured:
-                measured[middle] = measure(stack, features, LookPolicy(middle), frame_ms=frame_ms)
-            found.append(measured[middle])
-            low, high = (middle, high) if found[-1].mean_ms < target else (low, middle)
-        points.append(min(found, key=lambda point: abs(point.mean_ms - target)))
+            tried.add(middle)
+            low, high = (middle, high) if mean_ms(middle) < target else (low, middle)
+        points.append(measured[min(tried, key=lambda bias: (abs(mean_ms(bias) - target), abs(bias)))])
     unique = {point.mean_ms: point for point in points}
     return Dial(tuple(sorted(unique.values(), key=lambda point: point.mean_ms)))

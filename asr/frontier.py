@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ class LookPolicy:
 
     bias: float = 0.0
     fixed: tuple[int, ...] | None = None
+
+
+ADAPTIVE = LookPolicy()  # as the schedulers learned it
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,7 @@ class LookaheadState:
     """What one stream carries through a stack of adaptive blocks."""
 
     blocks: tuple[BlockMemory, ...]
-    policy: LookPolicy = field(default_factory=LookPolicy)
+    policy: LookPolicy
     has_ended: bool = False
 
     def copy(self) -> LookaheadState:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from asr.encoder import FRAME_MS, FRAME_SAMPLES
-from asr.frontier import LookaheadState, LookPolicy
+from asr.frontier import ADAPTIVE, LookaheadState, LookPolicy
 from asr.lookahead import Lookahead, LookaheadJob, LookaheadOutput, Released
 from asr.transducer import Transducer
 
@@ -136,7 +136,9 @@ class TransducerHead(nn.Module):
         """Head frames ``[B, F // 2, D]`` of encoder frames ``[B, F, E]``, before the blocks."""
         n_frames = frames.shape[1] // STACK
         stacked = frames[:, : n_frames * STACK].reshape(len(frames), n_frames, STACK * frames.shape[-1])
-        output: Tensor = self.stack(stacked)
+        output: Tensor = self.stack(stacked).to(
+            frames.dtype
+        )  # keeps the residual stream exact under autocast
         return output
 
     def forward(
@@ -145,7 +147,7 @@ class TransducerHead(nn.Module):
         lengths: Tensor,
         *,
         temperature: float | None = None,
-        policy: LookPolicy = LookPolicy(),  # noqa: B008 - frozen
+        policy: LookPolicy = ADAPTIVE,
     ) -> LookaheadOutput:
         """Compute whole streams.
 
@@ -163,7 +165,7 @@ class TransducerHead(nn.Module):
         )
         return LookaheadOutput(self.ln_post(output.frames), output.gates)
 
-    def init_state(self, policy: LookPolicy = LookPolicy()) -> HeadState:  # noqa: B008 - frozen
+    def init_state(self, policy: LookPolicy = ADAPTIVE) -> HeadState:
         """A fresh state of one stream."""
         left_over = self.stack.weight.new_empty(1, 0, self.config.encoder_width)
         return HeadState(left_over, self.lookahead.init_state(policy))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from asr.attention import attend, gated_attend, rotate
-from asr.frontier import BlockMemory, LookaheadState, LookPolicy, Projection, Ready
+from asr.frontier import ADAPTIVE, BlockMemory, LookaheadState, LookPolicy, Projection, Ready
 from asr.reach import fixed_gates, hard_gates, inside, log_soft_gates
 
 SCHEDULER_WIDTH = 64
@@ -184,7 +184,7 @@ class Lookahead(nn.Module):
         lengths: Tensor,
         *,
         temperature: float | None = None,
-        policy: LookPolicy = LookPolicy(),  # noqa: B008 - frozen
+        policy: LookPolicy = ADAPTIVE,
     ) -> LookaheadOutput:
         """Compute whole streams.
 
@@ -215,7 +215,7 @@ class Lookahead(nn.Module):
             frames = block.finish(frames, mixed)
         return LookaheadOutput(frames, torch.stack(gates))
 
-    def init_state(self, policy: LookPolicy = LookPolicy()) -> LookaheadState:  # noqa: B008 - frozen
+    def init_state(self, policy: LookPolicy = ADAPTIVE) -> LookaheadState:
         """A fresh state of one stream."""
         like = self._block(0).out.bias.detach()
         # A block may get a whole step and all that the blocks before it had held back.
@@ -314,12 +314,14 @@ class Lookahead(nn.Module):
 
     def _spread(self, log_gates: Tensor, is_inside: Tensor) -> Tensor:
         """Lay ``[B, T, K]`` gates out as ``[B, T, T]``: 0 for the visible past, -inf for what nobody sees."""
-        past, offset = self._offsets(log_gates.shape[1], device=log_gates.device)
-        index = (offset.clamp(1, self.max_look) - 1).expand(len(log_gates), -1, -1)
-        future = log_gates.gather(2, index).masked_fill(
-            ~((offset > 0) & (offset <= self.max_look) & is_inside[:, None]), -torch.inf
-        )
-        return torch.where(past, 0.0, future)
+        batch, n_frames, max_look = log_gates.shape
+        past, _ = self._offsets(n_frames, device=log_gates.device)
+        # Rows one column longer than they are read back shift each row by one more: gate k of frame i gets
+        # to column i + k. Padding and views have cheap gradients, indices have not.
+        width = n_frames + max_look
+        rows = torch.nn.functional.pad(log_gates, (1, width - max_look), value=-torch.inf)
+        skewed = rows.flatten(1)[:, : n_frames * width].view(batch, n_frames, width)[..., :n_frames]
+        return torch.where(past, 0.0, skewed.masked_fill(~is_inside[:, None], -torch.inf))
 
     def _visible(self, gates: Tensor, is_inside: Tensor) -> Tensor:
         """What ``[B, T, T]`` each frame sees under hard gates ``[B, T, K]``; True = attend."""

@@ -21,6 +21,7 @@ from asr.lookahead import Released
 from asr.transducer_search import BeamSearch, Emission, GreedySearch, SearchJob, TransducerSearch
 from asr.words import Token, Vocabulary
 
+Then = Literal["listen", "flush", "finish"]
 MAX_DRAFT_TOKENS = 24  # the oldest words of a longer draft are committed although hypotheses disagree
 
 
@@ -162,7 +163,7 @@ class ReadJob:
     reader: TransducerReader
     frames: Tensor
     first_frame: int
-    then: Literal["listen", "flush", "finish"] = "listen"
+    then: Then = "listen"
 
 
 def read(head: TransducerHead, jobs: Sequence[ReadJob]) -> list[Reading]:
