@@ -11,41 +11,24 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from whisper.model import Whisper
 
-from asr.adapters import merge_adapter, shipped_adapter
-from asr.bpe import TruncatedBpe
-from asr.checkpoint import Checkpoint, load_checkpoint
-from asr.encoder import CausalEncoder, Chunking
+from asr.encoder import FRAME_MS
 from asr.frontier import LookPolicy
-from asr.head import HEAD_FRAME_MS, HeadConfig, TransducerHead
-from asr.head_files import HeadCard, adapter_hash, load_head, save_head
+from asr.head import HEAD_FRAME_MS, TransducerHead
+from asr.head_files import HeadCard, adapter_hash, save_head
 from asr.words import Vocabulary
-from training.alignment import AlignedUtterance, read_aligned, teacher_tokenizer
+from training.alignment import read_aligned, teacher_tokenizer
 from training.config import DataConfig, HeadLossConfig, HeadTrainConfig
-from training.dataset import StreamDataset
-from training.head_data import FeatureMaker, FeatureStore, HeadBatch, fingerprint, load_batch
-from training.head_evaluation import (
-    Encoded,
-    HeadResult,
-    encode_utterances,
-    measure_dial,
-    measure_timing,
-    stream,
-    summarize,
-)
-from training.head_losses import HeadLoss, hard_delays
-from training.manifest import read_manifest
-from training.runs import Position, every_nth, load_batches, log_row, parse_settings, warm_cosine
-
-N_TIMED = 40  # training utterances on which a card's timing is measured
-MAX_DEV_S = 29.0  # longer ones do not fit the encoder's window
+from training.head_data import HeadBatch, load_batch
+from training.head_evaluation import HeadResult, measure_dial, measure_timing, stream, summarize
+from training.head_losses import HeadLoss, HeadLossParts, hard_delays
+from training.head_setup import DevSets, Frozen, dataset, dev_sets, feature_maker, new_head, store
+from training.runs import Position, load_batches, log_row, parse_settings, warm_cosine
 
 
 @dataclass
@@ -57,44 +40,6 @@ class Progress:
     batch: int = 0  # next batch of the epoch
     hours: float = 0.0  # audio seen
     best_wer: float = math.inf
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """What a run does not change."""
-
-    base: Checkpoint
-    adapter: Path | None
-    encoder: CausalEncoder
-    initial_chunks: int
-    left_context_s: float
-
-    @classmethod
-    def load(cls, config: HeadTrainConfig) -> Frozen:
-        """The base weights with the adapter merged in."""
-        base = load_checkpoint(config.model, device=config.device)
-        folder = shipped_adapter(base.name) if config.adapter == "auto" else Path(config.adapter)
-        if folder is None or config.adapter == "none":
-            return cls(base, None, CausalEncoder(base.model.encoder), 1, 10.0)
-        merged, card = merge_adapter(base.model, folder, weights_hash=base.weights_hash)
-        return cls(base, folder, CausalEncoder(merged.encoder), card.initial_chunks, card.left_context_s)
-
-    @property
-    def model(self) -> Whisper:
-        """The base model."""
-        return self.base.model
-
-    def chunking(self, chunk_ms: int) -> Chunking:
-        """Chunks as the adapter was trained with."""
-        return Chunking.from_ms(chunk_ms, initial=self.initial_chunks, left_context_s=self.left_context_s)
-
-
-@dataclass(frozen=True)
-class DevSets:
-    """What evaluations stream."""
-
-    dev: list[Encoded]
-    timed: list[Encoded]  # with word times
 
 
 def train(config: HeadTrainConfig) -> None:
@@ -109,23 +54,19 @@ def train(config: HeadTrainConfig) -> None:
     torch.manual_seed(config.seed)
     frozen = Frozen.load(config)
     device = torch.device(config.device)
-    head = _new_head(config, frozen).to(device)
+    head = new_head(config, frozen).to(device)
     loss_of = HeadLoss(head, config.loss).to(device)
     parameters = [*head.parameters(), *loss_of.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     progress = _resume(config, head, loss_of, optimizer)
     aligned = read_aligned(config.data.aligned)
-    maker = FeatureMaker(
-        frozen.encoder,
-        n_mels=frozen.model.dims.n_mels,
-        chunkings=[frozen.chunking(ms) for ms in config.chunk_ms],
-        seed=config.seed,
-    )
-    sets = _dev_sets(config, frozen, maker, aligned)
+    maker = feature_maker(config, frozen)
+    sets = dev_sets(config, frozen, maker, aligned)
+    data = dataset(config, frozen, aligned)
     batches = load_batches(
-        (dataset := _dataset(config, frozen, aligned)),
+        data,
         Position(progress.epoch, progress.batch),
-        load_batch(maker, _store(config, frozen), dataset.load),
+        load_batch(maker, store(config, frozen), data.load),
     )
     bar = tqdm(total=config.steps, initial=progress.step, unit="step", dynamic_ncols=True)
     while progress.step < config.steps:
@@ -141,11 +82,10 @@ def train(config: HeadTrainConfig) -> None:
             head.train(), batch, temperature=temperature, policy=policy, masked_share=config.masked_share
         )
         parts.total.backward()
-        rate = config.learning_rate * warm_cosine(
-            progress.step, warmup_steps=config.warmup_steps, steps=config.steps
-        )
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = config.learning_rate * warm_cosine(
+                progress.step, warmup_steps=config.warmup_steps, steps=config.steps
+            )
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
         if torch.isfinite(norm):
             optimizer.step()
@@ -153,24 +93,9 @@ def train(config: HeadTrainConfig) -> None:
         progress.step += 1
         progress.epoch, progress.batch = loaded.following.epoch, loaded.following.batch
         progress.hours += batch.seconds / 3600
-        row = {
-            "step": progress.step,
-            "epoch": progress.epoch,
-            "hours": round(progress.hours, 3),
-            "chunk_ms": int(batch.chunk_frames[1]) * 20,
-            "temperature": "hard" if temperature is None else round(temperature, 4),
-            "loss": round(parts.total.item(), 4),
-            "transducer": round(parts.transducer.item(), 4),
-            "ctc": round(parts.ctc.item(), 4),
-            "delay_s": round(parts.delay_s.item(), 4),
-            "look": round(parts.look.item(), 4),
-            "norm": round(norm.item(), 3),
-            "rate": round(rate, 8),
-            "seconds": round(time.monotonic() - started, 2),
-            "waited": round(waited, 2),
-        }
-        log_row(config.output / "log.csv", row)
-        bar.set_postfix(loss=row["transducer"], delay=row["delay_s"], refresh=False)
+        timing = {"seconds": round(time.monotonic() - started, 2), "waited": round(waited, 2)}
+        _log_step(config, batch, parts, progress, norm=norm.item(), temperature=temperature, **timing)
+        bar.set_postfix(loss=parts.transducer.item(), delay_s=parts.delay_s.item(), refresh=False)
         bar.update()
         finished = progress.step == config.steps
         if progress.step % config.statistics_every == 0 or finished:
@@ -180,31 +105,6 @@ def train(config: HeadTrainConfig) -> None:
         if progress.step % config.checkpoint_every == 0 or finished:
             _save(config, frozen, head, loss_of, optimizer, progress)
     bar.close()
-
-
-def _new_head(config: HeadTrainConfig, frozen: Frozen) -> TransducerHead:
-    """A fresh head, or one to be trained further."""
-    sizes = HeadConfig(
-        encoder_width=frozen.encoder.width,
-        n_tokens=config.n_tokens,
-        width=config.width,
-        n_blocks=config.n_blocks,
-        n_head=config.n_head,
-        max_look=config.max_look,
-        left_context=config.left_context,
-        embedding_width=config.embedding_width,
-        joint_width=config.joint_width,
-    )
-    if config.start_from is None:
-        head = TransducerHead(sizes, dropout=config.dropout)
-        if config.whisper_embeddings:
-            head.transducer.start_from_embeddings(frozen.model.decoder.token_embedding.weight.cpu())
-        return head
-    hashes = {"weights_hash": frozen.base.weights_hash, "adapter_hash": adapter_hash(frozen.adapter)}
-    start, _ = load_head(config.start_from, **hashes)
-    head = TransducerHead(start.config, dropout=config.dropout)
-    head.load_state_dict(start.state_dict())
-    return head
 
 
 def _temperature(step: int, config: HeadTrainConfig) -> float | None:
@@ -221,49 +121,33 @@ def _policy(config: HeadTrainConfig, bias: float) -> LookPolicy:
     return LookPolicy(fixed=config.fixed_look) if config.fixed_look else LookPolicy(bias)
 
 
-def _dataset(config: HeadTrainConfig, frozen: Frozen, aligned: dict[str, AlignedUtterance]) -> StreamDataset:
-    data, tokenizer = config.data, teacher_tokenizer(frozen.model)
-    return StreamDataset(
-        data,
-        utterances=[u for u in read_manifest(data.manifest) if u.text is not None],
-        aligned=aligned,
-        noises=read_manifest(data.noise_manifest) if data.noise_manifest else [],
-        tokenizer=tokenizer,
-        margin_s=0.0,
-        seed=config.seed,
-        spelling=TruncatedBpe.of(tokenizer, config.n_tokens),
-    )
-
-
-def _store(config: HeadTrainConfig, frozen: Frozen) -> FeatureStore:
-    if config.features is None:
-        return FeatureStore(None, "")
-    key = fingerprint(
-        config.data,
-        seed=config.seed,
-        n_tokens=config.n_tokens,
-        chunk_ms=config.chunk_ms,
-        initial_chunks=frozen.initial_chunks,
-        left_context_s=frozen.left_context_s,
-        base=frozen.base.weights_hash,
-        adapter=adapter_hash(frozen.adapter),
-    )
-    return FeatureStore(config.features, key)
-
-
-def _dev_sets(
-    config: HeadTrainConfig, frozen: Frozen, maker: FeatureMaker, aligned: dict[str, AlignedUtterance]
-) -> DevSets:
-    """Encode what evaluations stream, once."""
-    if config.dev_manifest is None:
-        return DevSets([], [])
-    chunking = frozen.chunking(config.dev_chunk_ms)
-    utterances = read_manifest(config.dev_manifest, require_text=True)
-    dev = [u for u in every_nth(utterances, config.dev_limit) if u.duration_s < MAX_DEV_S]
-    known = [u for u in read_manifest(config.data.manifest) if u.id in aligned and u.duration_s < MAX_DEV_S]
-    words = {id: utterance.words for id, utterance in aligned.items()}
-    timed = encode_utterances(maker, every_nth(known, N_TIMED), chunking, words=words)
-    return DevSets(encode_utterances(maker, dev, chunking), timed)
+def _log_step(
+    config: HeadTrainConfig,
+    batch: HeadBatch,
+    parts: HeadLossParts,
+    progress: Progress,
+    *,
+    norm: float,
+    temperature: float | None,
+    seconds: float,
+    waited: float,
+) -> None:
+    row = {
+        "step": progress.step,
+        "epoch": progress.epoch,
+        "hours": round(progress.hours, 3),
+        "chunk_ms": int(batch.chunk_frames[1]) * FRAME_MS,
+        "temperature": "hard" if temperature is None else round(temperature, 4),
+        "loss": round(parts.total.item(), 4),
+        "transducer": round(parts.transducer.item(), 4),
+        "ctc": round(parts.ctc.item(), 4),
+        "delay_s": round(parts.delay_s.item(), 4),
+        "look": round(parts.look.item(), 4),
+        "norm": round(norm, 3),
+        "seconds": seconds,
+        "waited": waited,  # of them, for the batch
+    }
+    log_row(config.output / "log.csv", row)
 
 
 def _log_delays(config: HeadTrainConfig, head: TransducerHead, batch: HeadBatch, progress: Progress) -> None:
