@@ -61,7 +61,8 @@ def _interrupt(*_: object) -> None:
 
 def test_gates_harden_and_are_logged(corpus: Path) -> None:
     """The temperature falls and ends in hard gates; every frame is in the histogram."""
-    train(_config(corpus, "run", 5, "--hard-share 0.4 --temperature-first 2 --temperature-last 0.5"))
+    more = "--hard-share 0.4 --temperature-first 2 --temperature-last 0.5 --penalty-ramp 0,0"
+    train(_config(corpus, "run", 5, more))
     assert _column(corpus / "run" / "log.csv", "temperature") == ["2.0", "1.2599", "0.7937", "hard", "hard"]
     path = corpus / "run" / "lookahead.csv"
     assert _column(path, "step") == ["2", "4", "5"]
@@ -130,3 +131,20 @@ def test_the_loss_falls_on_the_real_encoder(corpus: Path, jfk) -> None:  # noqa:
     losses = [float(value) for value in _column(corpus / "real" / "log.csv", "transducer")]
     assert losses[-1] < 0.4 * losses[0]
     assert losses[-1] < 8
+
+
+def test_the_penalty_sets_in_before_gates_harden(corpus: Path) -> None:
+    """Nothing at first, then a ramp at the first temperature, then full weight while the temperature falls."""
+    weights = "--latency-weight 10 --penalty-ramp 0.25,0.5 --hard-share 0.25"
+    train(_config(corpus, "run", 8, weights))
+    rows = {
+        name: _column(corpus / "run" / "log.csv", name) for name in ("loss", "transducer", "ctc", "delay_s")
+    }
+    shares = [
+        (float(loss) - float(transducer) - 0.3 * float(ctc)) / (10 * float(delay_s))
+        for loss, transducer, ctc, delay_s in zip(*rows.values(), strict=True)
+    ]
+    assert shares == pytest.approx([0, 0, 0, 0.5, 1, 1, 1, 1], abs=0.01)
+    temperatures = _column(corpus / "run" / "log.csv", "temperature")
+    assert temperatures[:5] == ["1.0"] * 5
+    assert temperatures[5:] == ["0.3162", "hard", "hard"]

@@ -79,7 +79,12 @@ def train(config: HeadTrainConfig) -> None:
         temperature = _temperature(progress.step, config)
         policy = _policy(config, float(rng.uniform(-1, 1)) * config.bias_spread)
         parts = loss_of(
-            head.train(), batch, temperature=temperature, policy=policy, masked_share=config.masked_share
+            head.train(),
+            batch,
+            temperature=temperature,
+            policy=policy,
+            masked_share=config.masked_share,
+            penalty_share=_penalty_share(progress.step, config),
         )
         parts.total.backward()
         for group in optimizer.param_groups:
@@ -108,13 +113,23 @@ def train(config: HeadTrainConfig) -> None:
 
 
 def _temperature(step: int, config: HeadTrainConfig) -> float | None:
-    """From the first to the last temperature geometrically, then hard."""
-    n_soft = round(config.steps * (1 - config.hard_share))
-    if step >= n_soft:
+    """The first one, from the ramp's end geometrically to the last one, then hard."""
+    first, last = config.temperature_first, config.temperature_last
+    start, end = config.penalty_ramp[1], 1 - config.hard_share
+    done = step / config.steps
+    if done >= end:
         return None
-    return float(
-        config.temperature_first * (config.temperature_last / config.temperature_first) ** (step / n_soft)
-    )
+    return float(first * (last / first) ** max(0.0, (done - start) / (end - start)))
+
+
+def _penalty_share(step: int, config: HeadTrainConfig) -> float:
+    """How much of the regularisers' weights counts.
+
+    Before the head has learned to use the future, a penalty closes every gate, and a closed gate gets no
+    gradient that could open it again.
+    """
+    start, end = (share * config.steps for share in config.penalty_ramp)
+    return min(1.0, max(0.0, (step - start) / max(1.0, end - start)))
 
 
 def _policy(config: HeadTrainConfig, bias: float) -> LookPolicy:

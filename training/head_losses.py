@@ -62,6 +62,7 @@ class HeadLoss(nn.Module):
         temperature: float | None,
         policy: LookPolicy,
         masked_share: float,
+        penalty_share: float = 1.0,
     ) -> HeadLossParts:
         """The loss of a batch.
 
@@ -71,6 +72,7 @@ class HeadLoss(nn.Module):
             temperature: Of soft gates; None is hard ones.
             policy: The dial, or a fixed look.
             masked_share: Share of encoder frames that are hidden.
+            penalty_share: Of the regularisers' weights.
 
         Returns:
             The loss and its parts.
@@ -89,8 +91,8 @@ class HeadLoss(nn.Module):
         arrival = self._arrival(batch)
         delay_s = latency_penalty(output.gates, arrival, batch.lengths) * HEAD_FRAME_MS / 1000
         look = plain_penalty(output.gates, batch.lengths)
-        total = transducer + self.config.ctc_weight * ctc
-        total = total + self.config.latency_weight * delay_s + self.config.plain_weight * look
+        penalty = self.config.latency_weight * delay_s + self.config.plain_weight * look
+        total = transducer + self.config.ctc_weight * ctc + penalty_share * penalty
         return HeadLossParts(total, transducer.detach(), ctc.detach(), delay_s.detach(), look.detach())
 
     def _arrival(self, batch: HeadBatch) -> Tensor:
