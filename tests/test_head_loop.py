@@ -134,17 +134,15 @@ def test_the_loss_falls_on_the_real_encoder(corpus: Path, jfk) -> None:  # noqa:
 
 
 def test_the_penalty_sets_in_before_gates_harden(corpus: Path) -> None:
-    """Nothing at first, then a ramp at the first temperature, then full weight while the temperature falls."""
-    weights = "--latency-weight 10 --penalty-ramp 0.25,0.5 --hard-share 0.25"
-    train(_config(corpus, "run", 8, weights))
-    rows = {
-        name: _column(corpus / "run" / "log.csv", name) for name in ("loss", "transducer", "ctc", "delay_s")
-    }
+    """Nothing at first, then a ramp at the first temperature, then all of it while the temperature falls."""
+    train(_config(corpus, "run", 8, "--latency-weight 10 --penalty-ramp 0.25,0.5 --hard-share 0.25"))
+    path = corpus / "run" / "log.csv"
+    columns = [map(float, _column(path, name)) for name in ("loss", "transducer", "ctc", "delay_s")]
     shares = [
-        (float(loss) - float(transducer) - 0.3 * float(ctc)) / (10 * float(delay_s))
-        for loss, transducer, ctc, delay_s in zip(*rows.values(), strict=True)
+        (loss - transducer - 0.3 * ctc) / (10 * delay_s)
+        for loss, transducer, ctc, delay_s in zip(*columns, strict=True)
     ]
     assert shares == pytest.approx([0, 0, 0, 0.5, 1, 1, 1, 1], abs=0.01)
-    temperatures = _column(corpus / "run" / "log.csv", "temperature")
+    temperatures = _column(path, "temperature")
     assert temperatures[:5] == ["1.0"] * 5
     assert temperatures[5:] == ["0.3162", "hard", "hard"]
