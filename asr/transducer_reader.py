@@ -57,6 +57,7 @@ class TransducerReader:
 
     Attributes:
         beam_size: Hypotheses; 1 is greedy.
+        n_heard: Encoder frames heard.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class TransducerReader:
         self._timing = timing
         self._state = head.init_state(policy)
         self._search = make_search(head, beam_size=beam_size).init_state()
-        self._n_heard = 0  # encoder frames
+        self.n_heard = 0
         self._n_released = 0  # head frames
         self._newest = 0  # head frame that some output has waited for
 
@@ -90,6 +91,11 @@ class TransducerReader:
     def draft(self) -> tuple[Token, ...]:
         """Open tokens: the newest word, and what hypotheses disagree on."""
         return tuple(map(self._token, self._search.draft))
+
+    @property
+    def no_frames(self) -> Tensor:
+        """``[1, 0, E]``."""
+        return self._state.left_over[:, :0]
 
     @property
     def end(self) -> int:
@@ -102,14 +108,14 @@ class TransducerReader:
 
     def _check(self, job: ReadJob) -> None:
         assert not self._state.lookahead.has_ended, "the stream has ended"
-        assert job.first_frame <= self._n_heard, "encoder frames are missing"
+        assert job.first_frame <= self.n_heard, "encoder frames are missing"
 
     def _head_job(self, job: ReadJob) -> HeadJob:
         """The frames that have not been heard yet; a flush is heard by a copy."""
-        new = job.frames[:, self._n_heard - job.first_frame :]
+        new = job.frames[:, self.n_heard - job.first_frame :]
         if job.then == "flush":
             return HeadJob(new, self._state.copy(), ends=True)
-        self._n_heard += new.shape[1]
+        self.n_heard += new.shape[1]
         return HeadJob(new, self._state, ends=job.then == "finish")
 
     def _unread(self, released: Released, job: ReadJob) -> Released:

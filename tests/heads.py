@@ -20,11 +20,23 @@ TINY_HEAD = HeadConfig(
 
 
 def tiny_head(seed: int = 0, config: HeadConfig = TINY_HEAD) -> TransducerHead:
-    """Random weights whose frames look differently far and say a token every few frames."""
+    """Random weights whose frames look differently far and say a token now and then."""
     torch.manual_seed(seed)
     head = TransducerHead(config).eval().requires_grad_(False)
     for block in head.lookahead.blocks:
         torch.nn.init.normal_(block.scheduler.gates.weight, std=3.0)
+    # Frames decide what is said, hardly what was said before.
+    head.transducer.frame_in.weight *= 4
+    head.transducer.predictor.out.weight *= 0.3
     head.transducer.out.weight *= 6
-    head.transducer.out.bias[head.transducer.blank] += 4.5
+    let_speak(head, torch.randn(1, 400, config.width))
     return head
+
+
+def let_speak(head: TransducerHead, frames: torch.Tensor) -> None:
+    """Make blank just so likely that about one in five of some head frames ``[1, T, D]`` says something."""
+    transducer = head.transducer
+    before = transducer.predict(torch.zeros(1, 0, dtype=torch.int64))
+    logits = transducer.join(transducer.transcribe(frames), before)[0]
+    margin = logits[:, : transducer.blank].amax(dim=1) - logits[:, transducer.blank]
+    transducer.out.bias[transducer.blank] += margin.quantile(0.8).to(transducer.out.bias.dtype)
