@@ -62,6 +62,11 @@ class HeadState:
     lookahead: LookaheadState
 
     @property
+    def n_bytes(self) -> int:
+        """Memory of the rings."""
+        return sum(ring.nbytes for block in self.lookahead.blocks for ring in block.tensors)
+
+    @property
     def n_heard(self) -> int:
         """Head frames heard."""
         return self.lookahead.blocks[0].n_heard

@@ -225,6 +225,7 @@ class Lookahead(nn.Module):
             policy,
         )
 
+    @torch.no_grad()
     def step(self, jobs: Sequence[LookaheadJob]) -> list[Released]:
         """Go on with many streams, wherever each of them is.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from asr.events import SAMPLE_RATE
 from asr.frontier import LookPolicy
-from asr.head import HEAD_FRAME_SAMPLES, HeadJob, TransducerHead
+from asr.head import HEAD_FRAME_SAMPLES, HeadJob, HeadState, TransducerHead
 from asr.lookahead import Released
 from asr.transducer_search import BeamSearch, Emission, GreedySearch, SearchJob, TransducerSearch
 from asr.words import Token, Vocabulary
@@ -68,6 +68,7 @@ class TransducerReader:
         policy: LookPolicy,
         timing: EmissionTiming,
         beam_size: int = 1,
+        state: HeadState | None = None,
     ) -> None:
         """Begin a stream.
 
@@ -77,11 +78,13 @@ class TransducerReader:
             policy: How far frames look ahead.
             timing: The head's.
             beam_size: Hypotheses; 1 is greedy.
+            state: Preallocated memory, from now on the reader's alone; None allocates.
         """
         self.beam_size = beam_size
         self._vocabulary = vocabulary
         self._timing = timing
-        self._state = head.init_state(policy)
+        self._state = head.init_state() if state is None else state
+        self._state.restart(policy)
         self._search = make_search(head, beam_size=beam_size).init_state()
         self.n_heard = 0
         self._n_released = 0  # head frames

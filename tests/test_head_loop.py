@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from asr.checkpoint import load_checkpoint
 from asr.head_files import NO_ADAPTER, HeadCard, load_head
+from asr.lookahead import INITIAL_LOGIT
 from tests.corpus import write_corpus
 from training.config import HeadTrainConfig
 from training.head_loop import parse_config, train
@@ -146,3 +147,13 @@ def test_the_penalty_sets_in_before_gates_harden(corpus: Path) -> None:
     temperatures = _column(path, "temperature")
     assert temperatures[:5] == ["1.0"] * 5
     assert temperatures[5:] == ["0.3162", "hard", "hard"]
+
+
+def test_schedulers_have_a_rate_of_their_own(corpus: Path) -> None:
+    """At rate 0 their biases stay as they began, at a high one they move; the rest learns in both runs."""
+    for rate in (0, 50):
+        train(_config(corpus, f"rate{rate}", 2, f"--scheduler-rate {rate}"))
+        weights = load_file(corpus / f"rate{rate}" / "last" / "head.safetensors")
+        biases = [value for name, value in weights.items() if name.endswith("scheduler.gates.bias")]
+        assert all(bool((value == INITIAL_LOGIT).all()) == (rate == 0) for value in biases)
+        assert weights["lookahead.blocks.0.attn_ln.weight"].ne(1).any()

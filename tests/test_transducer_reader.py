@@ -8,7 +8,7 @@ from whisper.tokenizer import get_tokenizer
 
 from asr.bpe import TruncatedBpe
 from asr.frontier import LookPolicy
-from asr.head import HEAD_FRAME_SAMPLES, TransducerHead
+from asr.head import HEAD_FRAME_SAMPLES, HeadState, TransducerHead
 from asr.transducer_reader import EmissionTiming, Reading, ReadJob, TransducerReader, read
 from asr.transducer_search import Emission, GreedySearch, SearchJob
 from asr.words import Token, Vocabulary, build_words
@@ -90,6 +90,31 @@ def test_greedy_and_beam_share_a_batch(head: TransducerHead) -> None:
     read(head, [ReadJob(reader, frames, 0, then="finish") for reader in together])
     for one, other in zip(alone, together, strict=True):
         assert _seen(one.commit_draft()) == _seen(other.commit_draft())
+
+
+def test_memory_can_be_used_again(head: TransducerHead) -> None:
+    """A reader in a used state reads what one in a fresh state reads."""
+    frames, state = _frames(100, seed=9), head.init_state()
+    seen = []
+    for policy in (LookPolicy(2.0), LookPolicy(-1.0)):
+        reader = TransducerReader(head, VOCABULARY, policy=policy, timing=TIMING, state=state)
+        read(head, [ReadJob(reader, frames, 0, then="finish")])
+        seen.append(_seen(reader.commit_draft()))
+    fresh = _reader(head, bias=-1.0)
+    read(head, [ReadJob(fresh, frames, 0, then="finish")])
+    assert seen[1] == _seen(fresh.commit_draft())
+    assert state.n_bytes == sum(ring.shape[0] * TINY_HEAD.width * 8 for ring in _rings(state))
+
+
+def _rings(state: HeadState) -> list[torch.Tensor]:
+    return [ring for block in state.lookahead.blocks for ring in block.tensors]
+
+
+def test_a_stream_of_nothing_ends(head: TransducerHead) -> None:
+    """Without a single frame, nothing is read."""
+    reader = _reader(head)
+    (reading,) = read(head, [ReadJob(reader, reader.no_frames, 0, then="finish")])
+    assert (reading, reader.draft, reader.end) == (Reading((), ()), (), 0)
 
 
 def test_waits_are_what_the_frames_waited(head: TransducerHead) -> None:

@@ -108,6 +108,7 @@ class HeadTrainConfig:
     steps: int = 4000
     warmup_steps: int = 200
     learning_rate: float = 1e-3
+    scheduler_rate: float = 0.1  # of the schedulers' learning rate to that of the rest
     clip_norm: float = 2.0
     seed: int = 1
     checkpoint_every: int = 100

@@ -56,8 +56,8 @@ def train(config: HeadTrainConfig) -> None:
     device = torch.device(config.device)
     head = new_head(config, frozen).to(device)
     loss_of = HeadLoss(head, config.loss).to(device)
-    parameters = [*head.parameters(), *loss_of.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = _optimizer(config, head, loss_of)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     progress = _resume(config, head, loss_of, optimizer)
     aligned = read_aligned(config.data.aligned)
     maker = feature_maker(config, frozen)
@@ -87,10 +87,9 @@ def train(config: HeadTrainConfig) -> None:
             penalty_share=_penalty_share(progress.step, config),
         )
         parts.total.backward()
+        rate = warm_cosine(progress.step, warmup_steps=config.warmup_steps, steps=config.steps)
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * warm_cosine(
-                progress.step, warmup_steps=config.warmup_steps, steps=config.steps
-            )
+            group["lr"] = rate * group["full_rate"]
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
         if torch.isfinite(norm):
             optimizer.step()
@@ -110,6 +109,19 @@ def train(config: HeadTrainConfig) -> None:
         if progress.step % config.checkpoint_every == 0 or finished:
             _save(config, frozen, head, loss_of, optimizer, progress)
     bar.close()
+
+
+def _optimizer(config: HeadTrainConfig, head: TransducerHead, loss_of: HeadLoss) -> torch.optim.Optimizer:
+    """AdamW whose schedulers go slower: what to look at must be learned before how far to look."""
+    named = [*head.named_parameters(), *loss_of.named_parameters()]
+    groups = [
+        {"params": [p for name, p in named if (".scheduler." in name) == is_scheduler], "full_rate": rate}
+        for is_scheduler, rate in (
+            (False, config.learning_rate),
+            (True, config.learning_rate * config.scheduler_rate),
+        )
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
 
 
 def _temperature(step: int, config: HeadTrainConfig) -> float | None:
