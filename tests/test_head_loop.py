@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from asr.checkpoint import load_checkpoint
+from asr.errors import OptionError
 from asr.head_files import NO_ADAPTER, HeadCard, load_head
 from asr.lookahead import INITIAL_LOGIT
 from tests.corpus import write_corpus
@@ -157,3 +158,10 @@ def test_schedulers_have_a_rate_of_their_own(corpus: Path) -> None:
         biases = [value for name, value in weights.items() if name.endswith("scheduler.gates.bias")]
         assert all(bool((value == INITIAL_LOGIT).all()) == (rate == 0) for value in biases)
         assert weights["lookahead.blocks.0.attn_ln.weight"].ne(1).any()
+
+
+@pytest.mark.parametrize("look", ["1", "0,4", "1,-1"])
+def test_impossible_looks_are_refused(corpus: Path, look: str) -> None:
+    """The message says how many numbers there are to be, and which."""
+    with pytest.raises(OptionError, match="2 numbers from 0 to 3"):
+        train(_config(corpus, "run", 1, f"--fixed-look={look}"))

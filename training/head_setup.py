@@ -11,6 +11,7 @@ from asr.adapters import merge_adapter, shipped_adapter
 from asr.bpe import TruncatedBpe
 from asr.checkpoint import Checkpoint, load_checkpoint
 from asr.encoder import CausalEncoder, Chunking
+from asr.errors import OptionError
 from asr.head import HeadConfig, TransducerHead
 from asr.head_files import adapter_hash, load_head
 from training.alignment import AlignedUtterance, teacher_tokenizer
@@ -77,15 +78,25 @@ def new_head(config: HeadTrainConfig, frozen: Frozen) -> TransducerHead:
         joint_width=config.joint_width,
     )
     if config.start_from is None:
+        _check_look(config.fixed_look, sizes)
         head = TransducerHead(sizes, dropout=config.dropout)
         if config.whisper_embeddings:
             head.transducer.start_from_embeddings(frozen.model.decoder.token_embedding.weight.cpu())
         return head
     hashes = {"weights_hash": frozen.base.weights_hash, "adapter_hash": adapter_hash(frozen.adapter)}
     start, _ = load_head(config.start_from, **hashes)
+    _check_look(config.fixed_look, start.config)
     head = TransducerHead(start.config, dropout=config.dropout)
     head.load_state_dict(start.state_dict())
     return head
+
+
+def _check_look(fixed_look: tuple[int, ...], sizes: HeadConfig) -> None:
+    n_blocks, max_look = sizes.n_blocks, sizes.max_look
+    if fixed_look and (len(fixed_look) != n_blocks or not all(0 <= look <= max_look for look in fixed_look)):
+        raise OptionError(
+            f"fixed_look must hold {n_blocks} numbers from 0 to {max_look}, one per block, not {fixed_look}"
+        )
 
 
 def dataset(config: HeadTrainConfig, frozen: Frozen, aligned: dict[str, AlignedUtterance]) -> StreamDataset:
