@@ -7,7 +7,7 @@ of the model are asked for by generators, which are sent the results.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TypeVar
 
 import torch
@@ -15,12 +15,13 @@ from torch import Tensor
 
 from asr.anchor import Anchor, anchor_after_words, anchor_in_pause, anchor_in_speech
 from asr.encoder import MEL_PER_FRAME
+from asr.engine import Text
 from asr.events import SAMPLE_RATE
 from asr.features import LogMel
 from asr.listener import LAST_POSITION_SHARE, LONG_WINDOW
 from asr.transducer_reader import Reading, ReadJob, Then, TransducerReader
 from asr.window import Window
-from asr.words import Token
+from asr.words import Token, Vocabulary
 
 LATE = 2 * SAMPLE_RATE // 5  # a word's tokens come out this long after its end at the latest, as trained
 EARLY_SPEECH = SAMPLE_RATE  # tokens may come out this long before speech is noticed; older ones were noise
@@ -34,19 +35,36 @@ class TransducerListener:
 
     Attributes:
         window: The encoder's window.
+        text: Tokenizer, vocabulary and rules of the language that is spoken.
         waits: Head frames that each head frame waited, since they were last taken away.
     """
 
     has_old_draft = False  # a restarted window need not hear open words again
 
-    def __init__(self, window: Window, reader: TransducerReader) -> None:
-        """Start with nothing heard; both are fresh."""
+    def __init__(
+        self, window: Window, reader: TransducerReader, *, texts: Callable[[str], Text], language: str
+    ) -> None:
+        """Start with nothing heard.
+
+        Args:
+            window: Fresh.
+            reader: Fresh.
+            texts: Gives what a language needs, such as :meth:`asr.engine.Engine.text`.
+            language: Code of the language that is spoken.
+        """
         self.window = window
         self.waits: list[int] = []
+        self._texts = texts
+        self.set_language(language)
         self._reader = reader
         self._unread: list[Tensor] = []  # [1, F, E] encoder frames in order
         self._first_unread = 0  # index of the first of them from the stream's start
         self._early: list[Token] = []  # committed in silence, perhaps just before speech is noticed
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Texts of tokens, and where words begin."""
+        return self.text.vocabulary
 
     @property
     def draft(self) -> tuple[Token, ...]:
@@ -73,6 +91,10 @@ class TransducerListener:
     def last_peak(self) -> int:
         """A transducer never loses its place, so its newest word was heard just now."""
         return self.window.end
+
+    def set_language(self, language: str) -> None:
+        """Change what the second pass and the words' boundaries go by; what comes out stays the head's."""
+        self.text = self._texts(language)
 
     def hear(self, samples: Tensor) -> None:
         """Add samples ``[1, S]``."""

@@ -6,6 +6,7 @@ from whisper.tokenizer import get_tokenizer
 
 from asr.decoder import Decoder
 from asr.encoder import CausalEncoder, Chunking
+from asr.engine import Text
 from asr.features import LogMel, RunningNorm
 from asr.frontier import LookPolicy
 from asr.head import TransducerHead
@@ -17,7 +18,8 @@ from asr.words import Token, Vocabulary
 from tests.heads import let_speak, tiny_head
 from tests.tiny import tiny_whisper
 
-VOCABULARY = Vocabulary(get_tokenizer(multilingual=False))
+TOKENIZER = get_tokenizer(multilingual=False)
+VOCABULARY = Vocabulary(TOKENIZER)
 CHUNKING = Chunking.from_ms(300, left_context_s=3.0)
 MODEL = tiny_whisper()
 ENCODER = CausalEncoder(MODEL.encoder)
@@ -43,7 +45,12 @@ def _reader(head: TransducerHead) -> TransducerReader:
 def _listener(head: TransducerHead) -> TransducerListener:
     decoder = Decoder(MODEL.decoder, MODEL.alignment_heads)
     slot = new_slot(ENCODER, decoder, LOG_MEL, left_context=CHUNKING.left_context)
-    return TransducerListener(Window(LOG_MEL, CHUNKING, slot), _reader(head))
+    return TransducerListener(
+        Window(LOG_MEL, CHUNKING, slot),
+        _reader(head),
+        texts=lambda language: Text(TOKENIZER, VOCABULARY, [language]),  # type: ignore[list-item]
+        language="en",
+    )
 
 
 def _run(steps: Steps[list[Token]] | Steps[None], head: TransducerHead) -> list[Token] | None:
@@ -181,3 +188,12 @@ def test_it_never_loses_its_place(head: TransducerHead) -> None:
     assert not harness.listener.has_old_draft
     assert not harness.listener.is_long
     assert harness.listener.heard < harness.listener.window.end
+
+
+def test_a_language_changes_what_its_text_needs(head: TransducerHead) -> None:
+    """Nothing else: the head speaks what it was trained on."""
+    listener = _listener(head)
+    assert listener.text.rules == ["en"]
+    listener.set_language("de")
+    assert listener.text.rules == ["de"]
+    assert listener.vocabulary is VOCABULARY
