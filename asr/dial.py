@@ -17,6 +17,7 @@ from asr.reach import delays, expected_reach, frame_arrival
 
 LATENCY_MS = {"minimal": 20, "low": 80, "medium": 160, "high": 320}  # mean delay that each position asks for
 MAX_BIAS = 256.0  # beyond it gates are open, or closed, whatever the schedulers say
+TOLERANCE_MS = 1.0  # a wanted mean delay is met
 _BISECTIONS = 12
 
 
@@ -128,6 +129,8 @@ def calibrate(
             high *= 2
         tried = {low, high}
         for _ in range(_BISECTIONS):
+            if min(abs(mean_ms(bias) - target) for bias in tried) < TOLERANCE_MS:
+                break
             middle = (low + high) / 2
             tried.add(middle)
             low, high = (middle, high) if mean_ms(middle) < target else (low, middle)

@@ -102,7 +102,7 @@ class HeadTrainConfig:
     temperature_first: float = 1.0  # until the regularisers have set in
     temperature_last: float = 0.1
     penalty_ramp: tuple[float, ...] = (0.2, 0.5)  # shares of the run between which the regularisers set in
-    hard_share: float = 0.1  # last part of the run, in which gates are hard and schedulers rest
+    hard_share: float = 0.15  # last part of the run, in which gates are hard and schedulers rest
     bias_spread: float = 1.0  # the dial is turned at random by up to this in training
     chunk_ms: tuple[int, ...] = (80, 160, 300, 300, 600)  # drawn per batch
     steps: int = 4000

@@ -48,7 +48,7 @@ def train(config: HeadTrainConfig) -> None:
     Args:
         config: The run. ``config.output`` receives ``checkpoint.pt``, ``log.csv``, ``lookahead.csv`` (how far
             frames look), ``dev.csv``, and the head folders ``last`` and ``best`` (the lowest streaming WER on
-            the dev manifest).
+            the dev manifest, once gates are hard).
     """
     config.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
@@ -131,7 +131,7 @@ def _temperature(step: int, config: HeadTrainConfig) -> float | None:
     done = step / config.steps
     if done >= end:
         return None
-    return float(first * (last / first) ** max(0.0, (done - start) / (end - start)))
+    return float(first * (last / first) ** (max(0.0, done - start) / max(1e-9, end - start)))
 
 
 def _penalty_share(step: int, config: HeadTrainConfig) -> float:
@@ -196,7 +196,10 @@ def _log_delays(config: HeadTrainConfig, head: TransducerHead, batch: HeadBatch,
 def _evaluate(
     config: HeadTrainConfig, frozen: Frozen, head: TransducerHead, sets: DevSets, progress: Progress
 ) -> None:
-    """Stream the dev set; keep the head, with dial and timing measured, if it is the best so far."""
+    """Stream the dev set; keep the head, with dial and timing measured, if it is the best so far.
+
+    Soft gates say little about the delays of hard ones, so an adaptive head counts once its gates are hard.
+    """
     head.eval()
     chunking, policy = frozen.chunking(config.dev_chunk_ms), _policy(config, 0.0)
     vocabulary = Vocabulary(teacher_tokenizer(frozen.model))
@@ -216,7 +219,8 @@ def _evaluate(
         f"step {progress.step}: dev WER {100 * result.edits.wer:.2f} % at {config.dev_chunk_ms} ms chunks, "
         f"lookahead {result.mean_ms:.0f} ms (p95 {result.p95_ms:.0f} ms)"
     )
-    if result.edits.wer < progress.best_wer:
+    is_settled = bool(config.fixed_look) or _temperature(progress.step - 1, config) is None
+    if is_settled and result.edits.wer < progress.best_wer:
         progress.best_wer = result.edits.wer
         timed = stream(head, sets.timed, chunking=chunking, policy=policy, vocabulary=vocabulary)
         lead_ms, lag_ms = measure_timing(sets.timed, timed, vocabulary)
