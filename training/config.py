@@ -68,8 +68,8 @@ class HeadLossConfig:
     """The parts of a transducer head's loss and their weights."""
 
     ctc_weight: float = 0.3  # auxiliary CTC on the head's frames
-    fast_emit: float = 0.005  # FastEmit's lambda
-    early_s: float = 1.0  # a token may come out this long before its word's end ...
+    fast_emit: float = 0.01  # FastEmit's lambda
+    early_s: float = 0.6  # a token may come out this long before its word's end ...
     late_s: float = 0.4  # ... and this long after it
     latency_weight: float = 0.0  # per second of mean delay: the latency regulariser
     plain_weight: float = 0.0  # of the mean gate: the plain regulariser
@@ -117,4 +117,5 @@ class HeadTrainConfig:
     dev_manifest: Path | None = None
     dev_limit: int = 60
     dev_chunk_ms: int = 300
+    dev_beam_size: int = 4  # hypotheses; greedy search waits where the loss has spread a token over frames
     device: str = "cpu"

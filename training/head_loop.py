@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -203,8 +204,10 @@ def _evaluate(
     head.eval()
     chunking, policy = frozen.chunking(config.dev_chunk_ms), _policy(config, 0.0)
     vocabulary = Vocabulary(teacher_tokenizer(frozen.model))
-    streamed = stream(head, sets.dev, chunking=chunking, policy=policy, vocabulary=vocabulary)
-    result = summarize(sets.dev, streamed, vocabulary)
+    read = partial(
+        stream, head, chunking=chunking, policy=policy, vocabulary=vocabulary, beam_size=config.dev_beam_size
+    )
+    result = summarize(sets.dev, read(sets.dev), vocabulary)
     row = {
         "step": progress.step,
         "chunk_ms": config.dev_chunk_ms,
@@ -222,8 +225,7 @@ def _evaluate(
     is_settled = bool(config.fixed_look) or _temperature(progress.step - 1, config) is None
     if is_settled and result.edits.wer < progress.best_wer:
         progress.best_wer = result.edits.wer
-        timed = stream(head, sets.timed, chunking=chunking, policy=policy, vocabulary=vocabulary)
-        lead_ms, lag_ms = measure_timing(sets.timed, timed, vocabulary)
+        lead_ms, lag_ms = measure_timing(sets.timed, read(sets.timed), vocabulary)
         card = _card(config, frozen, head, progress, result)
         dial = [] if config.fixed_look else measure_dial(head, sets.dev).to_json()
         measured = {"dial": dial, "lead_ms": round(lead_ms, 1), "lag_ms": round(lag_ms, 1)}
