@@ -126,6 +126,13 @@ class Listener:
         """Commit what is open, and return it."""
         return self._committed(self._search.commit(len(self._search.draft)))
 
+    def forget_final_mark(self) -> None:
+        """Go on as if the committed text had not ended with a full stop: the speech has not ended there."""
+        committed = self._search.committed
+        if committed and self.vocabulary.is_mark(committed[-1].id):
+            committed.pop()
+            self._context.pop()
+
     def align(self, tokens: Sequence[Token], *, start: int) -> Steps[list[Token]]:
         """Find the times of the window's last committed tokens.
 

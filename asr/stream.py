@@ -101,6 +101,11 @@ class Stream:
         return self._alone(NO_SAMPLES, "finish")
 
     @property
+    def n_due(self) -> int:
+        """Samples that are missing until the next chunk is full."""
+        return self._window.due - self._n_heard
+
+    @property
     def transcript(self) -> Transcript:
         """Everything final, and of the running segment what is committed."""
         finals = list(self._finals)
@@ -218,6 +223,7 @@ class Stream:
         yield from self._close(events, end=self._n_fed, spoken_until=self._n_fed)
         if self._segment.start == self._n_fed and self._segment.begun is not None:
             self._segment.begun = self._n_fed  # the speech before is final now
+            self._listener.forget_final_mark()
         self._window.go_back(mark)
         self._decoded = 0
 

@@ -71,12 +71,12 @@ class Vocabulary:
         bare = self._bytes(token)
         if self._spaced and not bare.startswith(b" "):
             return False
-        return bool(bare.strip()) and not self._is_mark(token)
+        return bool(bare.strip()) and not self.is_mark(token)
 
     def n_spoken(self, tokens: Sequence[int]) -> int:
         """How many of a word's tokens are left without its trailing punctuation; at least one."""
         n_tokens = len(tokens)
-        while n_tokens > 1 and self._is_mark(tokens[n_tokens - 1]):
+        while n_tokens > 1 and self.is_mark(tokens[n_tokens - 1]):
             n_tokens -= 1
         return n_tokens
 
@@ -97,7 +97,8 @@ class Vocabulary:
     def _bytes(self, token: int) -> bytes:
         return self._tokenizer.encoding.decode_single_token_bytes(token)
 
-    def _is_mark(self, token: int) -> bool:
+    def is_mark(self, token: int) -> bool:
+        """Whether a token is punctuation alone."""
         return _is_punctuation(self._bytes(token).decode("utf-8", errors="replace"))
 
 

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
-from clients import transcribe
+from clients import mic, serve, stream, transcribe
 from clients.common import (
     EXIT_INTERRUPTED,
     EXIT_PIPE_CLOSED,
@@ -55,6 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"foresound {_version()}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True, dest="command", parser_class=_Parser)
     transcribe.register(subparsers, epilog=_EPILOG)
+    stream.register(subparsers, epilog=_EPILOG)
+    mic.register(subparsers, epilog=_EPILOG)
+    serve.register(subparsers, epilog=_EPILOG)
     _register_evaluate(subparsers)
     return parser
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 EXIT_SOME_FAILED = 1
 EXIT_USAGE = 2
@@ -12,6 +14,13 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT
 EXIT_PIPE_CLOSED = 141  # 128 + SIGPIPE
 
 MIN_CHUNK_MS, MAX_CHUNK_MS = 40, 1000
+
+DEFAULT_SERVER = "ws://127.0.0.1:8765"
+TOKEN_VARIABLE = "FORESOUND_TOKEN"
+
+_LATENCIES = ("minimal", "low", "medium", "high")
+_OUTPUT_FORMATS = ("txt", "srt", "vtt", "tsv", "json", "jsonl", "all")
+_SUBTITLES_AND_TABLES = ("srt", "vtt", "tsv")  # two of them in one stream could not be told apart
 
 
 def report_error(message: str) -> None:
@@ -68,3 +77,81 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add("--decoder", default="whisper", help="streaming decoder (default: whisper)")
     add("--beam", type=positive_int, default=1, metavar="N", help="beam size, 1 is greedy (default: 1)")
     add("--second-pass", action="store_true", help="re-decode each finished segment with offline Whisper")
+
+
+def add_speech_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what is known of the speech beforehand.
+
+    Args:
+        parser: A subcommand's parser; gets language and prompt.
+    """
+    add = parser.add_argument
+    add("--language", metavar="L", help="language code such as en (default: the model's or detected)")
+    add("--prompt", metavar="TEXT", help="text before the speech, for names and style")
+
+
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which server recognises, and how.
+
+    Args:
+        parser: A subcommand's parser; gets server, token, reconnect_s, chunk_ms, latency, second_pass,
+            hotwords and silence_ms.
+    """
+    add = parser.add_argument
+    add("--server", default=DEFAULT_SERVER, metavar="URL", help=f"its address (default: {DEFAULT_SERVER})")
+    add("--token", metavar="T", help=f"its access token (default: the environment's {TOKEN_VARIABLE})")
+    add(
+        "--reconnect-s",
+        type=bounded_int(0, 3600),
+        default=30,
+        metavar="S",
+        help="how long to try to get a lost connection back (default: 30)",
+    )
+    chunk = parser.add_mutually_exclusive_group()
+    chunk.add_argument(
+        "--chunk-ms",
+        type=chunk_ms,
+        metavar="N",
+        help="chunk size, 40 to 1000 in steps of 20 (default: the server's)",
+    )
+    chunk.add_argument("--latency", choices=_LATENCIES, help="chunks of 80, 160, 300 or 600 ms")
+    add("--second-pass", action="store_true", help="have finished segments decoded again by offline Whisper")
+    add("--hotwords", type=_word_list, default=[], metavar="A,B", help="words to expect")
+    add("--silence-ms", type=bounded_int(100, 5000), metavar="N", help="pause that ends a segment")
+
+
+def _word_list(text: str) -> list[str]:
+    return [word for part in text.split(",") if (word := part.strip())]
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what comes out and where.
+
+    Args:
+        parser: A subcommand's parser; gets format, output_dir and quiet.
+    """
+    add = parser.add_argument
+    add("--format", choices=_OUTPUT_FORMATS, default="txt", help="output format (default: txt)")
+    add("--output-dir", type=Path, metavar="D", help="write NAME.FORMAT files there instead of to stdout")
+    add("--quiet", action="store_true", help="no progress bar and no drafts")
+
+
+def output_problem(args: argparse.Namespace, *, several: bool = False) -> str | None:
+    """Return what is wrong with the output arguments together, None if nothing is.
+
+    Args:
+        args: As :func:`add_output_arguments` has them parsed; the folder is made.
+        several: There are several inputs.
+    """
+    if args.output_dir is None and args.format == "all":
+        return "--format all writes several files; add --output-dir"
+    if args.output_dir is None and several and args.format in _SUBTITLES_AND_TABLES:
+        return f"--format {args.format} of several inputs cannot share one output; add --output-dir"
+    if args.output_dir is not None:
+        try:
+            args.output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            return f"{args.output_dir}: cannot be a folder ({error.strerror}); choose another --output-dir"
+        if not os.access(args.output_dir, os.W_OK | os.X_OK):
+            return f"{args.output_dir}: cannot be written to; choose another --output-dir"
+    return None

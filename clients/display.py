@@ -7,6 +7,7 @@ Every output takes each event as it happens (``handle``), the whole transcript a
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path, PurePath
@@ -93,6 +94,22 @@ class AudioBar(tqdm):
             audio_s = max(0.0, self.total - self.n)  # resampling rounds up; tqdm drops the bar beyond 100 %
         self.update(audio_s)
 
+    def reach(self, audio_s: float, *, busy_s: float) -> None:
+        """Move on to a position; never back.
+
+        Args:
+            audio_s: Seconds of audio in all.
+            busy_s: Seconds that their recognition took in all.
+        """
+        self.advance(max(0.0, audio_s - self.n), busy_s=busy_s - self.busy_s)
+
+    @property
+    def summary(self) -> str:
+        """How much audio there was and how long it took."""
+        factor = self.busy_s / self.n if self.n else 0.0
+        length = self.format_interval(round(self.n, 2))
+        return f"{length} of audio in {self.busy_s:.1f} s, real-time factor {factor:.2f}"
+
 
 class Console:
     """Standard output shared with a progress bar, which steps aside for each text."""
@@ -116,6 +133,17 @@ class Console:
         self._bar.clear()
         self._out.write(text)
         self._out.flush()
+        self._bar.refresh()
+
+    def note(self, text: str) -> None:
+        """Write a line on stderr; live words that it covers are drawn again with the next ones.
+
+        Args:
+            text: Without a line break.
+        """
+        self._bar.clear()
+        line = f"\r{text}{_CLEAR_RIGHT}" if sys.stderr.isatty() else text
+        print(line, file=sys.stderr, flush=True)
         self._bar.refresh()
 
 

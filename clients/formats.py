@@ -1,15 +1,15 @@
 """Transcripts as txt, srt, vtt, tsv, json and jsonl, on stdout or in files.
 
-Whisper's own writers make the texts, so the files look as users of ``whisper`` know them.
-Subtitles are cut here first: a segment may be half a minute long, a subtitle may not.
+The files look as users of ``whisper`` know them, but nothing here needs it or torch. Subtitles
+are cut: a segment may be half a minute long, a subtitle may not.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -70,30 +70,26 @@ def render(
     """
     if output_format not in DOCUMENT_FORMATS:
         raise ValueError(f"output_format is '{output_format}'; expected one of {DOCUMENT_FORMATS}")
-    from whisper.utils import get_writer  # imports torch, which the command line does without
-
     finals = [final for final in transcript.segments if final.text.strip()]
-    segments: list[dict[str, Any]]
-    if output_format == "json":
-        segments = [_segment(final) for final in finals]
-    elif output_format in ("srt", "vtt"):
-        segments = [cue for final in finals for cue in _cues(final)]
+    if output_format in ("srt", "vtt"):
+        cues = [cue for final in finals for cue in _cues(final)]
+        text = _srt(cues) if output_format == "srt" else _vtt(cues)
+    elif output_format == "tsv":
+        rows = (f"{_ms(final.start)}\t{_ms(final.end)}\t{one_line(final.text)}" for final in finals)
+        text = "\n".join(("start\tend\ttext", *rows))
+    elif output_format == "txt":
+        text = "\n".join(one_line(final.text) for final in finals)
     else:
-        segments = [_timed(one_line(final.text), final.start, final.end) for final in finals]
-    if output_format == "vtt":
-        for segment in segments:
-            segment["text"] = _escape_vtt(segment["text"])
-    result = {
-        "text": one_line(transcript.text),
-        "segments": segments,
-        "language": language,
-        "file": file,
-        "model": model,
-        "duration": round(transcript.duration_s, 3),
-    }
-    out = io.StringIO()
-    get_writer(output_format, "").write_result(result, file=out)
-    return out.getvalue().rstrip("\n") + "\n"
+        result = {
+            "text": one_line(transcript.text),
+            "segments": [_segment(final) for final in finals],
+            "language": language,
+            "file": file,
+            "model": model,
+            "duration": round(transcript.duration_s, 3),
+        }
+        text = json.dumps(result)
+    return text.rstrip("\n") + "\n"
 
 
 def output_stems(names: Sequence[str]) -> list[str]:
@@ -175,8 +171,43 @@ def write_atomic(path: Path, text: str) -> None:
         output.commit()
 
 
-def _timed(text: str, start: int, end: int) -> dict[str, Any]:
-    return {"start": start / SAMPLE_RATE, "end": end / SAMPLE_RATE, "text": text}
+@dataclass(frozen=True)
+class _Cue:
+    """A subtitle; times are in samples."""
+
+    text: str
+    start: int
+    end: int
+
+
+def _ms(samples: int) -> int:
+    return round(1000 * (samples / SAMPLE_RATE))
+
+
+def _stamp(samples: int, *, mark: str, hours: bool) -> str:
+    """Return HH:MM:SS and milliseconds after ``mark``; the hours may be left out while they are 0."""
+    seconds, ms = divmod(_ms(samples), 1000)
+    minutes, seconds = divmod(seconds, 60)
+    n_hours, minutes = divmod(minutes, 60)
+    head = f"{n_hours:02d}:" if hours or n_hours else ""
+    return f"{head}{minutes:02d}:{seconds:02d}{mark}{ms:03d}"
+
+
+def _srt(cues: Sequence[_Cue]) -> str:
+    blocks = []
+    for number, cue in enumerate(cues, start=1):
+        start, end = (_stamp(at, mark=",", hours=True) for at in (cue.start, cue.end))
+        # An arrow in the text would be read as a line of times.
+        blocks.append(f"{number}\n{start} --> {end}\n{cue.text.replace('-->', '->')}\n")
+    return "\n".join(blocks)
+
+
+def _vtt(cues: Sequence[_Cue]) -> str:
+    blocks = ["WEBVTT\n"]
+    for cue in cues:
+        start, end = (_stamp(at, mark=".", hours=False) for at in (cue.start, cue.end))
+        blocks.append(f"{start} --> {end}\n{_escape_vtt(cue.text)}\n")
+    return "\n".join(blocks)
 
 
 def _segment(final: Final) -> dict[str, Any]:
@@ -200,11 +231,11 @@ def _segment(final: Final) -> dict[str, Any]:
     }
 
 
-def _cues(final: Final) -> Iterator[dict[str, Any]]:
+def _cues(final: Final) -> Iterator[_Cue]:
     """Cut a segment into subtitles of at most two lines, at pauses and sentence ends."""
     words = [word for word in final.words if word.text.strip()]
     if not words:
-        yield _timed(_two_lines(one_line(final.text)), final.start, max(final.end, final.start + _MIN_CUE))
+        yield _Cue(_two_lines(one_line(final.text)), final.start, max(final.end, final.start + _MIN_CUE))
         return
     texts = _spaced_texts(final.text, [word.text for word in words])
     first = 0
@@ -219,7 +250,7 @@ def _cues(final: Final) -> Iterator[dict[str, Any]]:
                 continue
         start, end = words[first].start, words[i - 1].end
         limit = words[i].start if i < len(words) else max(end, final.end)
-        yield _timed(_two_lines(text), start, min(max(end, start + _MIN_CUE), max(limit, start + _MIN_CUE)))
+        yield _Cue(_two_lines(text), start, min(max(end, start + _MIN_CUE), max(limit, start + _MIN_CUE)))
         first = i
 
 

@@ -1,4 +1,4 @@
-"""What a client asks of a stream, and what a slot of the batcher answers: the types between session and batcher.
+"""What a client asks of a stream, and what a slot answers: the types between session and batcher.
 
 Nothing here knows a protocol, a socket or a model.
 """

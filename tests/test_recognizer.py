@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,12 @@ import torch
 from whisper.model import Whisper
 
 from asr.adapters import shipped_adapter
+from asr.batch import Step
+from asr.decoder import DecoderJob, DecoderResult
 from asr.errors import AudioError, OptionError
 from asr.events import SAMPLE_RATE, Event, Final, Partial, SpeechEnded, SpeechStarted
 from asr.recognizer import Recognizer
+from asr.second_pass import PendingFinal
 from asr.stream import Stream
 from tests.tiny import TINY_DIMS
 
@@ -432,3 +436,87 @@ def test_language_is_detected(multilingual: Recognizer, jfk: np.ndarray, seconds
     given = multilingual.stream(language=stream._listener.text.tokenizer.language)
     play(given, samples)
     assert given.transcript.text
+
+
+@pytest.mark.parametrize("chunk_ms", [80, 300, 1000])
+def test_flush_takes_its_silence_back(
+    tiny_recognizer: Recognizer, jfk: np.ndarray, monkeypatch: pytest.MonkeyPatch, chunk_ms: int
+) -> None:
+    """After flushes anywhere the window holds exactly the frames of a stream that was never flushed."""
+    monkeypatch.setattr("asr.stream.STALL", 10**9)  # random weights stall anywhere
+    monkeypatch.setattr("asr.stream.STALL_AT_END", 10**9)
+    plain, flushed = (tiny_recognizer.stream(chunk_ms=chunk_ms, silence_ms=5000) for _ in range(2))
+    events: list[Event] = []
+    cuts = [0, 9000, 20_000, 41_111, 41_200, 70_000, 6 * SAMPLE_RATE]
+    for start, end in zip(cuts, cuts[1:], strict=False):
+        plain.feed(jfk[start:end])
+        events += flushed.feed(jfk[start:end])
+        events += flushed.flush()
+        assert flushed.flush() == []
+    ours, theirs = flushed._window.cross, plain._window.cross
+    n_frames = theirs.n_frames
+    assert ours.n_frames == n_frames > 200
+    torch.testing.assert_close(ours.keys[:, :, :n_frames], theirs.keys[:, :, :n_frames], atol=1e-4, rtol=1e-4)
+    finals = [event for event in events if isinstance(event, Final)]
+    assert len(finals) >= 2 and all(final.end in cuts for final in finals)
+    events += flushed.finish()
+    check_invariants(events, duration=6 * SAMPLE_RATE)
+
+
+def test_flush_before_any_speech_says_nothing(tiny_recognizer: Recognizer) -> None:
+    """There is nothing to make final."""
+    stream = tiny_recognizer.stream()
+    assert stream.flush() == []
+    stream.feed(np.zeros(SAMPLE_RATE, np.float32))
+    assert stream.flush() == []
+    stream.finish()
+    with pytest.raises(OptionError, match="finished"):
+        stream.flush()
+
+
+def test_a_failing_stream_fails_alone(
+    tiny_recognizer: Recognizer, jfk: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error in one stream's share of a batched step is that stream's outcome; the others go on."""
+    engine = tiny_recognizer._engine
+    streams = [tiny_recognizer.stream() for _ in range(3)]
+    culprit, step = streams[1]._window.cross, engine.decoder.step
+
+    def fail(jobs: Sequence[DecoderJob]) -> list[DecoderResult]:
+        if any(job.cross is culprit for job in jobs):
+            raise RuntimeError("broken")
+        return step(jobs)
+
+    monkeypatch.setattr(engine.decoder, "step", fail)
+    outcomes = tiny_recognizer.advance([Step(stream, jfk[: 4 * SAMPLE_RATE]) for stream in streams])
+    assert isinstance(outcomes[1], RuntimeError)
+    monkeypatch.undo()
+    alone = told(tiny_recognizer.stream().feed(jfk[: 4 * SAMPLE_RATE]))
+    for index in (0, 2):
+        assert told(outcomes[index]) == alone  # type: ignore[arg-type]
+    again = tiny_recognizer.advance([Step(streams[0], jfk[:800]), Step(streams[1], jfk[:800])])
+    assert isinstance(again[0], list) and isinstance(again[1], OptionError)
+
+
+def test_second_passes_can_be_run_elsewhere(recognizer: Recognizer, jfk: np.ndarray) -> None:
+    """What advance() leaves pending becomes, in another thread, the Final that the stream alone gives."""
+    stream = recognizer.stream(second_pass=True)
+    (outcome,) = recognizer.advance([Step(stream, jfk[: 4 * SAMPLE_RATE], "finish")])
+    assert isinstance(outcome, list)
+    pending = [each for each in outcome if isinstance(each, PendingFinal)]
+    assert pending and all(not each.first.second_pass for each in pending)
+    with ThreadPoolExecutor(1) as pool:
+        finals = list(pool.map(lambda each: each.run(), pending))
+    alone = recognizer.stream(second_pass=True)
+    events = alone.feed(jfk[: 4 * SAMPLE_RATE]) + alone.finish()
+    assert told(finals) == told([event for event in events if isinstance(event, Final)])
+    assert all(final.second_pass for final in finals)
+
+
+def test_slots_are_lent_and_come_back(tiny_recognizer: Recognizer) -> None:
+    """A pool has as many slots as it was given; a slot that comes back can be taken again."""
+    pool = tiny_recognizer.slots(2)
+    first, second = pool.take(), pool.take()
+    assert first is not None and second is not None and pool.take() is None and pool.n_free == 0
+    pool.give_back(first)
+    assert pool.take() is first and first.n_bytes > 0

@@ -1,0 +1,156 @@
+"""``foresound serve``: the streaming server's command line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from clients.common import bounded_int, chunk_ms, positive_int
+
+
+def register(subparsers: argparse._SubParsersAction[Any], *, epilog: str) -> None:
+    """Add the subcommand.
+
+    Args:
+        subparsers: Of the ``foresound`` parser.
+        epilog: Text under the help, with the exit codes.
+    """
+    parser = subparsers.add_parser(
+        "serve",
+        help="serve many microphones from one model over websockets",
+        description="Listen for websockets on /v1/stream and show a page for the browser. SIGTERM and Ctrl-C "
+        "let running sessions finish; a second one does not wait. SIGHUP reads the token file again.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_model_arguments(parser)
+    _add_access_arguments(parser)
+    _add_limits(parser)
+    parser.set_defaults(run=serve)
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Run the subcommand.
+
+    Args:
+        args: As parsed.
+
+    Returns:
+        The exit code.
+    """
+    from service.config import Limits, ServerConfig
+    from service.main import run
+    from service.stream_settings import StreamSettings
+
+    limits = Limits(
+        max_streams=args.max_streams,
+        message_bytes=args.max_message_bytes,
+        queue_s=args.queue_s,
+        idle_s=args.idle_s,
+        session_s=args.session_s,
+        resume_s=args.resume_s,
+        drain_s=args.drain_s,
+    )
+    config = ServerConfig(
+        host=args.host,
+        port=args.port,
+        limits=limits,
+        defaults=StreamSettings(decoder=args.decoder, chunk_ms=args.chunk_ms),
+        token_file=args.token_file,
+        no_auth=args.no_auth,
+        tls_cert=args.tls_cert,
+        tls_key=args.tls_key,
+        allow_origins=tuple(args.allow_origin),
+    )
+    return run(config, model=args.model, adapter=args.adapter, device=args.device, threads=args.threads)
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", default="tiny.en", help="Whisper name, .pt file or weights folder (default: tiny.en)")
+    add(
+        "--adapter",
+        default="auto",
+        metavar="auto|none|DIR",
+        help="causal adapter: the one shipped for the model, none, or a peft folder (default: auto)",
+    )
+    add("--decoder", default="whisper", help="for clients that name none (default: whisper)")
+    add(
+        "--chunk-ms",
+        type=chunk_ms,
+        default=300,
+        metavar="N",
+        help="chunk size for clients that give none, 40 to 1000 in steps of 20 (default: 300)",
+    )
+    add("--device", default="cpu", help="torch device (default: cpu)")
+    add(
+        "--threads",
+        type=bounded_int(1, 1024),
+        metavar="N",
+        help="CPU threads of the model (default: cores - 1)",
+    )
+
+
+def _add_access_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
+    add("--port", type=bounded_int(0, 65535), default=8765, help="0 is any free one (default: 8765)")
+    add("--tls-cert", type=Path, metavar="PEM", help="certificate chain, for https and wss")
+    add("--tls-key", type=Path, metavar="PEM", help="its private key")
+    add(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="clients need one of these tokens, one a line, # comments",
+    )
+    add("--no-auth", action="store_true", help="let everybody in, also beyond this machine")
+    add(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let pages of https://example.com connect, * for any (default: the server's own); repeatable",
+    )
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--max-streams", type=positive_int, default=8, metavar="N", help="sessions at a time (default: 8)")
+    add("--idle-s", type=_seconds, default=60, metavar="S", help="without a message (default: 60)")
+    add("--session-s", type=_seconds, default=14400, metavar="S", help="length of a session (default: 14400)")
+    add(
+        "--resume-s",
+        type=_seconds,
+        default=60,
+        metavar="S",
+        help="for a lost client to come back (default: 60)",
+    )
+    add(
+        "--drain-s",
+        type=_seconds,
+        default=30,
+        metavar="S",
+        help="for sessions to end at a stop (default: 30)",
+    )
+    add(
+        "--queue-s",
+        type=_seconds,
+        default=10,
+        metavar="S",
+        help="audio that may wait, at least 5 (default: 10)",
+    )
+    add(
+        "--max-message-bytes",
+        type=positive_int,
+        default=1 << 20,
+        metavar="N",
+        help="of one websocket message (default: 1048576)",
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds, got '{text}'") from error

@@ -1,0 +1,375 @@
+"""One worker thread owns the model and advances all streams, tick by tick.
+
+A tick takes at most one chunk from every stream that has one and computes all of them together, so an upload
+that is faster than speech never gets ahead of people who speak. Ticks follow one another without a clock:
+what arrives during one is taken by the next, so batches grow with the load. Second passes run in a thread of
+their own and delay nobody's partials.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+import numpy as np
+
+from asr.batch import Step
+from asr.errors import AudioError
+from asr.events import SAMPLE_RATE, Event, Final
+from asr.recognizer import Recognizer
+from asr.second_pass import PendingFinal
+from asr.slots import Slot as State
+from asr.stream import NO_SAMPLES, Stream, Then
+from service.intake import Intake, Samples, open_intake
+from service.stream_settings import AudioFormat, Failed, Finished, Flushed, Output, StreamSettings
+
+Deliver = Callable[[Sequence[Output]], None]
+
+_log = logging.getLogger(__name__)
+
+
+class NoSlotError(Exception):
+    """All slots are taken."""
+
+
+class Slot:
+    """One stream's way into the batcher and out of it; its methods are the event loop's and never wait."""
+
+    def __init__(self, batcher: Batcher, intake: Intake, stream: Stream, state: State, out: _Outlet) -> None:
+        """Made by :meth:`Batcher.open`."""
+        self._batcher = batcher
+        self._intake = intake
+        self.work = _Work(intake, stream, state, out)
+
+    @property
+    def queued_s(self) -> float:
+        """Seconds of audio fed and not yet recognised; estimated for compressed audio."""
+        return self._intake.waiting_s + self.work.pending_s
+
+    def feed(self, data: bytes) -> None:
+        """Add audio: whole sample frames, or for compressed audio any bytes."""
+        self._intake.push(data)
+
+    def flush(self) -> None:
+        """Make at least everything fed so far final, then deliver ``Flushed``."""
+        self.work.flush_marks.append(self._intake.n_pushed)
+        self._batcher.wake()
+
+    def finish(self) -> None:
+        """Make everything final, then deliver ``Finished`` and free the slot."""
+        self.work.is_ending = True
+        self._intake.end()
+        self._batcher.wake()
+
+    def close(self) -> None:
+        """Abandon the stream: nothing more is delivered, and the slot is freed."""
+        self.work.out.close()
+        self._intake.close()
+        self._batcher.wake()
+
+
+class _Outlet:
+    """Brings one stream's outputs to the event loop in order, where a Final may wait for its second pass."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, deliver: Deliver) -> None:
+        self._loop = loop
+        self._deliver = deliver
+        self._held: deque[Output | Future[Final]] = deque()  # from the first unfinished second pass on
+        self.is_closed = False
+
+    def close(self) -> None:
+        """Deliver nothing more."""
+        self.is_closed = True
+
+    def put(self, outputs: Sequence[Output | Future[Final]]) -> None:
+        """Called by the worker after every tick."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+            self._loop.call_soon_threadsafe(self._arrive, list(outputs))
+
+    def _arrive(self, outputs: Sequence[Output | Future[Final]]) -> None:
+        ready: list[Output] = []
+        for output in outputs:
+            if isinstance(output, Future):
+                self._held.append(output)
+                output.add_done_callback(lambda _: self.put(()))
+            elif self._held and _must_wait(output):
+                self._held.append(output)
+            else:
+                ready.append(output)
+        while self._held and not (isinstance(head := self._held[0], Future) and not head.done()):
+            self._held.popleft()
+            ready.append(head.result() if isinstance(head, Future) else head)
+        if not self.is_closed:
+            self._deliver(ready)
+
+
+def _must_wait(output: Output) -> bool:
+    """Whether an output may not overtake a Final: other Finals and what says that all are there."""
+    return isinstance(output, Final | Flushed | Finished | Failed)
+
+
+class _Work:
+    """What the worker knows of one stream."""
+
+    def __init__(self, intake: Intake, stream: Stream, state: State, out: _Outlet) -> None:
+        self.intake = intake
+        self.stream = stream
+        self.state = state
+        self.out = out
+        self.pending: Samples = NO_SAMPLES
+        self.error: AudioError | None = None
+        self.flush_marks: deque[int] = deque()  # bytes after which to flush; appended by the event loop
+        self.flush_at: deque[int] = deque()  # the same in samples, once those bytes have been decoded
+        self.is_ending = False
+        self.n_heard = 0
+        self.n_finals = 0
+        self.busy_s = 0.0
+
+    @property
+    def pending_s(self) -> float:
+        """Seconds of decoded audio that wait for a tick."""
+        return len(self.pending) / SAMPLE_RATE
+
+    def pull(self) -> None:
+        """Take what the intake has decoded."""
+        if self.error is not None:
+            return
+        try:
+            samples = self.intake.pull()
+        except AudioError as error:
+            self.error = error
+        else:
+            self.pending = np.concatenate([self.pending, samples]) if len(samples) else self.pending
+            while self.flush_marks and self.flush_marks[0] <= self.intake.n_taken:
+                self.flush_marks.popleft()
+                self.flush_at.append(self.n_heard + len(self.pending))
+
+    def next_step(self) -> Step | None:
+        """What to do in this tick; None if there is too little to do anything."""
+        n_samples = self.stream.n_due
+        then: Then = "listen"
+        if self.flush_at and self.flush_at[0] < self.n_heard + n_samples:
+            n_samples, then = self.flush_at.popleft() - self.n_heard, "flush"
+        elif len(self.pending) < n_samples:
+            is_over = self.error is not None or (self.is_ending and self.intake.is_drained())
+            if not is_over:
+                return None
+            then = "finish"
+        samples, self.pending = self.pending[:n_samples], self.pending[n_samples:]
+        self.n_heard += len(samples)
+        return Step(self.stream, samples, then)
+
+
+class Batcher:
+    """Slots and their worker; an async context manager.
+
+    Attributes:
+        n_slots: Streams that can be open at a time.
+        n_ticks: Steps that the worker has taken so far, each with all streams that had a chunk.
+    """
+
+    def __init__(self, recognizer: Recognizer, *, n_slots: int) -> None:
+        """Allocate the state of all slots.
+
+        Args:
+            recognizer: The model; from now on only this batcher may use it.
+            n_slots: Streams that can be open at a time.
+        """
+        self.n_slots = n_slots
+        self._recognizer = recognizer
+        self._pool = recognizer.slots(n_slots)
+        self._works: list[_Work] = []
+        self._opening: deque[Callable[[], None]] = deque()
+        self._news = threading.Condition()
+        self._has_news = self._is_stopping = False
+        self._worker = threading.Thread(target=self._run, name="model", daemon=True)
+        self._second = ThreadPoolExecutor(1, thread_name_prefix="second-pass")
+        self.n_ticks = 0
+
+    @property
+    def n_used(self) -> int:
+        """Slots in use."""
+        return self.n_slots - self._pool.n_free
+
+    async def __aenter__(self) -> Batcher:
+        """Start the worker."""
+        self._worker.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop the worker after its tick; streams that are still open are abandoned."""
+        self._is_stopping = True
+        self.wake()
+        await asyncio.to_thread(self._worker.join)
+        self._second.shutdown(wait=False, cancel_futures=True)
+
+    async def open(self, audio: AudioFormat, settings: StreamSettings, deliver: Deliver) -> Slot:
+        """Open a stream.
+
+        Args:
+            audio: What will be fed.
+            settings: How it is to be recognised.
+            deliver: Called on this event loop after every tick in which the stream took part, with its
+                outputs in order; there may be none.
+
+        Returns:
+            The stream's slot.
+
+        Raises:
+            OptionError: The model refuses a setting.
+            NoSlotError: All slots are taken.
+        """
+        loop = asyncio.get_running_loop()
+        opened: asyncio.Future[Slot] = loop.create_future()
+        outlet = _Outlet(loop, deliver)
+
+        def make() -> None:
+            try:
+                slot = self._make(audio, settings, outlet)
+            except Exception as error:
+                _settle(loop, opened, error=error)
+            else:
+                _settle(loop, opened, slot=slot)
+
+        self._opening.append(make)
+        self.wake()
+        try:
+            return await opened
+        except asyncio.CancelledError:
+            outlet.close()
+            raise
+
+    def wake(self) -> None:
+        """Tell the worker that there may be something to do; from any thread."""
+        with self._news:
+            self._has_news = True
+            self._news.notify()
+
+    def _make(self, audio: AudioFormat, settings: StreamSettings, outlet: _Outlet) -> Slot:
+        state = self._pool.take()
+        if state is None:
+            raise NoSlotError(f"all {self.n_slots} slots are taken; try again later")
+        try:
+            stream = self._recognizer.stream(
+                decoder=settings.decoder,
+                chunk_ms=settings.chunk_ms,
+                beam_size=settings.beam_size,
+                language=settings.language,
+                prompt=settings.prompt,
+                second_pass=settings.second_pass,
+                silence_ms=settings.silence_ms,
+                max_segment_s=settings.max_segment_s,
+                slot=state,
+            )
+        except Exception:
+            self._pool.give_back(state)
+            raise
+        slot = Slot(self, open_intake(audio, on_samples=self.wake), stream, state, outlet)
+        self._works.append(slot.work)
+        return slot
+
+    def _run(self) -> None:
+        while not self._is_stopping:
+            with self._news:
+                while not self._has_news:
+                    self._news.wait()
+                self._has_news = False
+            while not self._is_stopping:
+                self._close_and_open()
+                if not self._tick():
+                    break
+
+    def _close_and_open(self) -> None:
+        n_opening = len(self._opening)  # counted first: what was closed before one of them is free for it
+        for work in [work for work in self._works if work.out.is_closed]:
+            self._drop(work)
+        for _ in range(n_opening):
+            self._opening.popleft()()
+
+    def _tick(self) -> bool:
+        """Advance every stream that has something to do; False if none has."""
+        for work in self._works:
+            work.pull()
+        going = [(work, step) for work in self._works if (step := work.next_step())]
+        if not going:
+            return False
+        started = time.perf_counter()
+        outcomes = self._advance([step for _, step in going])
+        took_s = time.perf_counter() - started
+        self.n_ticks += 1
+        for (work, step), outcome in zip(going, outcomes, strict=True):
+            work.busy_s += took_s / len(going)
+            self._hand_out(work, step.then, outcome)
+        return True
+
+    def _advance(self, steps: list[Step]) -> list[list[Event | PendingFinal] | Exception]:
+        try:
+            return self._recognizer.advance(steps)
+        except Exception as error:  # a mistake of ours, which must not stop the worker
+            return [error for _ in steps]
+
+    def _hand_out(
+        self, work: _Work, then: Then, outcome: Sequence[Output | PendingFinal] | Exception
+    ) -> None:
+        outputs: list[Output | Future[Final]] = []
+        if isinstance(outcome, Exception):
+            # Nobody else is concerned: say what was committed, and free the slot.
+            _log.error("a stream failed", exc_info=outcome)
+            outputs += work.stream.transcript.segments[work.n_finals :]
+            outputs.append(Failed(outcome))
+        else:
+            for each in outcome:
+                work.n_finals += isinstance(each, Final | PendingFinal)
+                outputs.append(
+                    self._second.submit(_second_pass, each) if isinstance(each, PendingFinal) else each
+                )
+            if then == "flush":
+                outputs.append(Flushed(work.n_heard))
+            elif then == "finish":
+                ended = Finished(work.n_heard / SAMPLE_RATE, work.busy_s)
+                outputs.append(Failed(work.error) if work.error is not None else ended)
+        if then == "finish" or isinstance(outcome, Exception):
+            self._drop(work)  # before anybody hears of it, so that the slot can be had at once
+        work.out.put(outputs)
+
+    def _drop(self, work: _Work) -> None:
+        work.intake.close()
+        self._works.remove(work)
+        self._pool.give_back(work.state)
+
+
+def _second_pass(pending: PendingFinal) -> Final:
+    try:
+        return pending.run()
+    except Exception:
+        _log.exception("a second pass failed; the segment stays as it was heard")
+        return pending.first
+
+
+def _settle(
+    loop: asyncio.AbstractEventLoop,
+    opened: asyncio.Future[Slot],
+    *,
+    slot: Slot | None = None,
+    error: Exception | None = None,
+) -> None:
+    def settle() -> None:
+        if opened.cancelled():
+            if slot is not None:
+                slot.close()
+        elif slot is not None:
+            opened.set_result(slot)
+        elif error is not None:
+            opened.set_exception(error)
+
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+        loop.call_soon_threadsafe(settle)

@@ -1,0 +1,254 @@
+"""A session at work: carries out what its state machine asks on a slot, and wakes its connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from asr.errors import OptionError
+from service.config import Limits
+from service.messages import Command, Flush
+from service.metrics import Metrics
+from service.registry import Place
+from service.session import Action, Feed, Finish, Open, Resume, Session, State
+from service.stream_settings import AudioFormat, Output, StreamSettings
+
+# Messages and flushes that may wait before the server stops reading from the client that causes them.
+MAX_WAITING = 200
+_LOW = 0.5  # reading goes on below this part of a mark
+
+_log = logging.getLogger(__name__)
+
+
+class SlotLike(Protocol):
+    """One stream of the batcher."""
+
+    @property
+    def queued_s(self) -> float:
+        """Audio fed and not yet recognised, in seconds."""
+
+    def feed(self, data: bytes) -> None:
+        """Take audio, without blocking."""
+
+    def flush(self) -> None:
+        """Make everything final, then deliver ``Flushed``."""
+
+    def finish(self) -> None:
+        """Make everything final, then deliver ``Finished``."""
+
+    def close(self) -> None:
+        """Give the stream up."""
+
+
+class BatcherLike(Protocol):
+    """What the service needs of a batcher."""
+
+    @property
+    def n_slots(self) -> int:
+        """Streams at a time."""
+
+    @property
+    def n_used(self) -> int:
+        """Streams now."""
+
+    async def open(
+        self, audio: AudioFormat, settings: StreamSettings, deliver: Callable[[Sequence[Output]], None]
+    ) -> SlotLike:
+        """Open a stream; OptionError for what the model refuses."""
+
+
+class LiveSession:
+    """A session with its slot and its place on the server.
+
+    Attributes:
+        session: The state machine.
+        changed: Set whenever there may be something to send, or room to read on.
+    """
+
+    def __init__(self, session: Session, *, limits: Limits, metrics: Metrics) -> None:
+        """Begin with a session that waits for its start.
+
+        Args:
+            session: The state machine.
+            limits: The server's.
+            metrics: The server's.
+        """
+        self.session = session
+        self.changed = asyncio.Event()
+        self._limits = limits
+        self._metrics = metrics
+        self._slot: SlotLike | None = None
+        self._cleanup = contextlib.ExitStack()
+        self._give_up: Callable[[], None] | None = None
+        self._is_congested = False
+        self._counted_s = 0.0  # audio that the metrics know of
+
+    @property
+    def queued_s(self) -> float:
+        """Audio received and not yet recognised, in seconds."""
+        return self._slot.queued_s if self._slot else 0.0
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether to stop reading from the client: above a high mark it is, until below the low one."""
+        part = _LOW if self._is_congested else 1.0
+        self._is_congested = (
+            self.queued_s > part * self._limits.queue_s or self.session.n_waiting > part * MAX_WAITING
+        )
+        return self._is_congested
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether a connection has the session."""
+        return self._give_up is not None
+
+    def attach(self, give_up: Callable[[], None]) -> None:
+        """Hand the session to a connection; the one that has it now gives it up.
+
+        Args:
+            give_up: Called when yet another connection takes the session.
+        """
+        previous, self._give_up = self._give_up, give_up
+        if previous:
+            previous()
+
+    def detach(self) -> None:
+        """Go on without a connection."""
+        self._give_up = None
+
+    async def open(self, batcher: BatcherLike, place: Place) -> bool:
+        """Open the stream that the session's start asks for.
+
+        Args:
+            batcher: Where.
+            place: The session's from now on, if that works.
+
+        Returns:
+            Whether it is open.
+        """
+        start = self.session.start
+        try:
+            slot = await batcher.open(start.audio, start.stream_settings, self._deliver)
+        except OptionError as error:
+            self.refuse(error)
+            return False
+        # Meanwhile the server may have begun to shut down, or the client may have left, its place with it.
+        if self.session.state is State.ENDED or not place.is_held:
+            slot.close()
+            return False
+        self._slot = slot
+        self._cleanup.callback(place.release)
+        self._cleanup.callback(_loop().call_later(self._limits.session_s, self._expire_session).cancel)
+        self.session.opened(now=_loop().time())
+        self._metrics.sessions_started.inc()
+        _log.info(
+            "session %s started: %s, %d Hz, %d ms chunks",
+            self.session.id,
+            start.audio.encoding,
+            start.audio.sample_rate,
+            start.settings.chunk_ms,
+        )
+        self.changed.set()
+        return True
+
+    def refuse(self, error: OptionError) -> None:
+        """Tell the client why its start is refused; it may start again.
+
+        Args:
+            error: Its text begins with the option's name.
+        """
+        self.session.refused(error)
+        self.changed.set()
+
+    def receive(self, command: Command) -> Open | Resume | None:
+        """Take what the client sent.
+
+        Args:
+            command: As its frame was understood.
+
+        Returns:
+            What only the connection can do.
+        """
+        action = self.session.receive(command, now=_loop().time())
+        if isinstance(action, Open | Resume):
+            return action
+        self._act(action)
+        return None
+
+    def expire(self, code: str, message: str) -> None:
+        """End in order because of a limit; see :meth:`service.session.Session.expire`.
+
+        Args:
+            code: A fatal error's.
+            message: For the client.
+        """
+        self._act(self.session.expire(code, message))
+
+    def fail(self, code: str, message: str) -> None:
+        """End at once; see :meth:`service.session.Session.fail`.
+
+        Args:
+            code: A fatal error's.
+            message: For the client.
+        """
+        self._close_slot()
+        self.session.fail(code, message)
+        self._settle()
+
+    def crash(self) -> None:
+        """End at once because of the exception being handled, which is logged."""
+        _log.exception("session %s crashed", self.session.id)
+        self._metrics.crashes.inc()
+        self.fail("model_error", "the server failed; start again on a new connection")
+
+    def abandon(self) -> None:
+        """End at once without telling anybody."""
+        self._close_slot()
+        self.session.abandon()
+        self._settle()
+
+    def _deliver(self, outputs: Sequence[Output]) -> None:
+        try:
+            for output in outputs:
+                self.session.deliver(output)
+        except Exception:  # a fault of ours must not reach the batcher, which serves others
+            self.crash()
+        self._settle()
+
+    def _act(self, action: Action | None) -> None:
+        slot = self._slot
+        match action:
+            case Feed(data) if slot:
+                slot.feed(data)
+            case Flush() if slot:
+                slot.flush()
+            case Finish() if slot:
+                slot.finish()
+        self._settle()
+
+    def _close_slot(self) -> None:
+        if self._slot and self.session.state is not State.ENDED:
+            self._slot.close()
+
+    def _expire_session(self) -> None:
+        limit = self._limits.session_s
+        self.expire("session_limit", f"a session lasts {limit:g} s at most; start a new one")
+
+    def _settle(self) -> None:
+        """Note what has changed; once the session has ended, give back what it holds."""
+        session = self.session
+        self._metrics.audio_s.inc(max(0.0, session.audio_s - self._counted_s))
+        self._counted_s = max(session.audio_s, self._counted_s)
+        if session.state is State.ENDED and self._slot:
+            self._slot = None
+            self._cleanup.close()
+            self._metrics.sessions_ended.labels(session.outcome).inc()
+            _log.info("session %s ended: %s, %.1f s of audio", session.id, session.outcome, session.audio_s)
+        self.changed.set()
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    return asyncio.get_running_loop()

@@ -1,0 +1,68 @@
+"""``foresound serve``: loads the model, serves until a signal, drains."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from asr.errors import OptionError
+from service.config import ServerConfig
+from service.server import Server
+from service.stream_settings import StreamSettings
+
+if TYPE_CHECKING:
+    from asr import Recognizer
+
+
+def run(config: ServerConfig, *, model: str, adapter: str, device: str, threads: int | None) -> int:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        config: How to listen and whom to let in.
+        model: As in :meth:`asr.Recognizer.load`, like ``adapter`` and ``device``.
+        adapter: The causal adapter.
+        device: A torch device.
+        threads: For the model; None leaves one core to the event loop, which is faster under load.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ForesoundError: The server or the model cannot start.
+    """
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    logging.getLogger("websockets").setLevel(logging.WARNING)
+    n_threads = threads or max(1, (os.cpu_count() or 1) - 1)
+    os.environ["OMP_NUM_THREADS"] = str(n_threads)  # torch reads it when it is first imported
+    asyncio.run(_serve(config, model=model, adapter=adapter, device=device))
+    return 0
+
+
+async def _serve(config: ServerConfig, *, model: str, adapter: str, device: str) -> None:
+    async with Server(config) as server:
+        server.handle_signals()
+        recognizer = await asyncio.to_thread(_load, model, adapter, device, config.defaults)
+        from service.batcher import Batcher
+
+        async with Batcher(recognizer, n_slots=config.limits.max_streams) as batcher:
+            server.open_for(batcher, model=recognizer.name)
+            print(f"listening on {server.url}\nstreams at {server.stream_url}", flush=True)
+            await server.serve_forever()
+            await server.close()
+
+
+def _load(model: str, adapter: str, device: str, defaults: StreamSettings) -> Recognizer:
+    from asr import Recognizer
+
+    try:
+        recognizer = Recognizer.load(model, adapter=adapter, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch's, for a device it does not have
+        if device == "cpu":
+            raise
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise OptionError(f"device '{device}' cannot be used ({reason}); try --device cpu") from error
+    # A default that the model refuses is better found now than by every client.
+    recognizer.stream(decoder=defaults.decoder, chunk_ms=defaults.chunk_ms)
+    return recognizer

@@ -1,0 +1,128 @@
+"""Sessions by resume token, and the places that bound how many streams there are."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from service.live import LiveSession
+
+
+class Place:
+    """The right to one stream: a connection holds it from its handshake, then its session."""
+
+    def __init__(self, places: set[Place]) -> None:
+        """Take a place.
+
+        Args:
+            places: All that are taken; the new one is added.
+        """
+        self._places = places
+        places.add(self)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it has not been given back."""
+        return self in self._places
+
+    def release(self) -> None:
+        """Give the place back; again does nothing."""
+        self._places.discard(self)
+
+
+class Registry:
+    """The sessions of a server that their clients may come back to."""
+
+    def __init__(self, *, n_places: int, resume_s: float) -> None:
+        """Start without sessions.
+
+        Args:
+            n_places: Streams at a time.
+            resume_s: How long a session outlives its connection.
+        """
+        self._n_places = n_places
+        self._resume_s = resume_s
+        self._places: set[Place] = set()
+        # Tokens are 256 random bits, and the dict compares hashes before keys: how long a look-up takes tells
+        # nobody anything about a token.
+        self._sessions: dict[str, LiveSession] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._is_empty = asyncio.Event()
+        self._is_empty.set()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all places are taken."""
+        return len(self._places) >= self._n_places
+
+    def reserve(self) -> Place | None:
+        """Take a place.
+
+        Returns:
+            The place, None where all are taken.
+        """
+        return None if self.is_full else Place(self._places)
+
+    def __len__(self) -> int:
+        """Sessions, those without a connection included."""
+        return len(self._sessions)
+
+    def __iter__(self) -> Iterator[LiveSession]:
+        """Go through the sessions; they may end on the way."""
+        return iter(list(self._sessions.values()))
+
+    def add(self, live: LiveSession) -> None:
+        """Let a session be found by its token.
+
+        Args:
+            live: A session whose stream is open.
+        """
+        self._sessions[live.session.resume_token] = live
+        self._is_empty.clear()
+
+    def find(self, token: str) -> LiveSession | None:
+        """Look a session up.
+
+        Args:
+            token: What a client gave.
+
+        Returns:
+            Its session, None where there is none (any more).
+        """
+        return self._sessions.get(token)
+
+    def keep(self, live: LiveSession) -> None:
+        """Forget a session in a while.
+
+        Args:
+            live: Has just lost its connection.
+        """
+        loop = asyncio.get_running_loop()
+        self._timers[live.session.resume_token] = loop.call_later(self._resume_s, self.forget, live)
+
+    def resumed(self, live: LiveSession) -> None:
+        """Do not forget a session after all.
+
+        Args:
+            live: Has a connection again.
+        """
+        if timer := self._timers.pop(live.session.resume_token, None):
+            timer.cancel()
+
+    def forget(self, live: LiveSession) -> None:
+        """Give a session up.
+
+        Args:
+            live: Has ended, or is to be abandoned.
+        """
+        self.resumed(live)
+        self._sessions.pop(live.session.resume_token, None)
+        live.abandon()
+        if not self._sessions:
+            self._is_empty.set()
+
+    async def wait_empty(self) -> None:
+        """Return when there is no session."""
+        await self._is_empty.wait()
