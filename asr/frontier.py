@@ -7,7 +7,6 @@ Axis letters: B streams, T frames, D width, K the farthest that one block looks,
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,6 +59,17 @@ class Ready:
     reach: tuple[int, ...]  # T newest frames of the whole stack's input that these depend on
 
 
+@dataclass(frozen=True)
+class BlockMark:
+    """A place in a block's memory to which it can go back."""
+
+    n_heard: int
+    n_done: int
+    looks: tuple[int, ...]
+    newest: tuple[int, ...]
+    latest: int
+
+
 class BlockMemory:
     """One block's view of one stream. Slots that were not written are never read, so they may hold anything.
 
@@ -90,12 +100,14 @@ class BlockMemory:
         self._newest: deque[int] = deque()  # of the frames that wait: what they and all before depend on
         self._latest = -1
 
-    def copy(self) -> BlockMemory:
-        """A memory that goes its own way."""
-        other = copy.copy(self)
-        other._inputs, other._queries, other._keys, other._values = (ring.clone() for ring in self.tensors)
-        other._looks, other._newest = self._looks.copy(), self._newest.copy()
-        return other
+    def mark(self) -> BlockMark:
+        """Remember this place."""
+        return BlockMark(self.n_heard, self.n_done, tuple(self._looks), tuple(self._newest), self._latest)
+
+    def go_back(self, mark: BlockMark) -> None:
+        """Forget what came since ``mark``, at most one step: newer slots do not touch what is still seen."""
+        self.n_heard, self.n_done, self._latest = mark.n_heard, mark.n_done, mark.latest
+        self._looks, self._newest = deque(mark.looks), deque(mark.newest)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -170,6 +182,14 @@ class BlockMemory:
         self.n_done += n_ready
 
 
+@dataclass(frozen=True)
+class LookaheadMark:
+    """A place in a stream to which its state can go back."""
+
+    blocks: tuple[BlockMark, ...]
+    has_ended: bool
+
+
 @dataclass
 class LookaheadState:
     """What one stream carries through a stack of adaptive blocks."""
@@ -178,9 +198,15 @@ class LookaheadState:
     policy: LookPolicy
     has_ended: bool = False
 
-    def copy(self) -> LookaheadState:
-        """A state that goes its own way."""
-        return LookaheadState(tuple(block.copy() for block in self.blocks), self.policy, self.has_ended)
+    def mark(self) -> LookaheadMark:
+        """Remember this place."""
+        return LookaheadMark(tuple(block.mark() for block in self.blocks), self.has_ended)
+
+    def go_back(self, mark: LookaheadMark) -> None:
+        """Forget what came since ``mark``, at most one step."""
+        self.has_ended = mark.has_ended
+        for block, block_mark in zip(self.blocks, mark.blocks, strict=True):
+            block.go_back(block_mark)
 
     def restart(self, policy: LookPolicy) -> None:
         """Begin another stream in the same memory."""

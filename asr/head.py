@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from asr.encoder import FRAME_MS, FRAME_SAMPLES
-from asr.frontier import ADAPTIVE, LookaheadState, LookPolicy
+from asr.frontier import ADAPTIVE, LookaheadMark, LookaheadState, LookPolicy
 from asr.lookahead import Lookahead, LookaheadJob, LookaheadOutput, Released
 from asr.transducer import Transducer
 
@@ -54,6 +54,14 @@ class HeadConfig:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class HeadMark:
+    """A place in a stream to which a head's state can go back."""
+
+    left_over: Tensor
+    lookahead: LookaheadMark
+
+
 @dataclass
 class HeadState:
     """What one stream carries through a head."""
@@ -71,9 +79,14 @@ class HeadState:
         """Head frames heard."""
         return self.lookahead.blocks[0].n_heard
 
-    def copy(self) -> HeadState:
-        """A state that goes its own way."""
-        return HeadState(self.left_over, self.lookahead.copy())
+    def mark(self) -> HeadMark:
+        """Remember this place."""
+        return HeadMark(self.left_over, self.lookahead.mark())
+
+    def go_back(self, mark: HeadMark) -> None:
+        """Forget what came since ``mark``, at most ``MAX_STEP_FRAMES`` head frames."""
+        self.left_over = mark.left_over
+        self.lookahead.go_back(mark.lookahead)
 
     def restart(self, policy: LookPolicy) -> None:
         """Begin another stream in the same memory."""

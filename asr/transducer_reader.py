@@ -16,9 +16,16 @@ from torch import Tensor
 
 from asr.events import SAMPLE_RATE
 from asr.frontier import LookPolicy
-from asr.head import HEAD_FRAME_SAMPLES, HeadJob, HeadState, TransducerHead
+from asr.head import HEAD_FRAME_SAMPLES, HeadJob, HeadMark, HeadState, TransducerHead
 from asr.lookahead import Released
-from asr.transducer_search import BeamSearch, Emission, GreedySearch, SearchJob, TransducerSearch
+from asr.transducer_search import (
+    BeamSearch,
+    Emission,
+    GreedySearch,
+    SearchJob,
+    SearchState,
+    TransducerSearch,
+)
 from asr.words import Token, Vocabulary
 
 Then = Literal["listen", "flush", "finish"]
@@ -50,6 +57,17 @@ class Reading:
 
     tokens: tuple[Token, ...]
     waits: tuple[int, ...]
+
+
+@dataclass
+class _Mark:
+    """A place in a stream to which its reader can go back."""
+
+    n_heard: int
+    n_released: int
+    newest: int
+    head: HeadMark
+    search: SearchState
 
 
 class TransducerReader:
@@ -109,27 +127,34 @@ class TransducerReader:
         """Commit what is open, and return it."""
         return [self._token(emission) for emission in self._search.commit(len(self._search.draft))]
 
-    def _check(self, job: ReadJob) -> None:
-        assert not self._state.lookahead.has_ended, "the stream has ended"
-        assert job.first_frame <= self.n_heard, "encoder frames are missing"
+    def _mark(self) -> _Mark:
+        search = SearchState(list(self._search.hypotheses), self._search.n_frames)
+        return _Mark(self.n_heard, self._n_released, self._newest, self._state.mark(), search)
+
+    def _go_back(self, mark: _Mark) -> None:
+        self.n_heard, self._n_released, self._newest = mark.n_heard, mark.n_released, mark.newest
+        self._state.go_back(mark.head)
+        self._search = mark.search
 
     def _head_job(self, job: ReadJob) -> HeadJob:
-        """The frames that have not been heard yet; a flush is heard by a copy."""
+        """The frames that have not been heard yet."""
+        assert not self._state.lookahead.has_ended, "the stream has ended"
+        assert job.first_frame <= self.n_heard, "encoder frames are missing"
         new = job.frames[:, self.n_heard - job.first_frame :]
-        if job.then == "flush":
-            return HeadJob(new, self._state.copy(), ends=True)
         self.n_heard += new.shape[1]
-        return HeadJob(new, self._state, ends=job.then == "finish")
+        return HeadJob(new, self._state, ends=job.then != "listen")
 
-    def _unread(self, released: Released, job: ReadJob) -> Released:
+    def _unread(self, released: Released) -> Released:
         """The released frames that an earlier flush has not read already."""
         n_read = max(0, self._search.n_frames - self._n_released)
-        if job.then != "flush":
-            self._n_released += len(released.reach)
+        self._n_released += len(released.reach)
         return Released(released.frames[:, n_read:], released.reach[n_read:])
 
-    def _take(self, reach: tuple[int, ...], job: ReadJob) -> Reading:
-        """Commit what is certain, once the released frames have been searched."""
+    def _take(self, reach: tuple[int, ...], job: ReadJob, mark: _Mark) -> Reading:
+        """Commit what is certain, once the released frames have been searched; after a flush go back."""
+        if job.then == "flush":
+            mark.search = self._search
+            self._go_back(mark)
         n_real = self._state.n_heard
         waits = []
         for frame, newest in enumerate(reach, start=self._search.n_frames - len(reach)):
@@ -163,7 +188,7 @@ class ReadJob:
 
     Attributes:
         reader: The stream's reader.
-        frames: ``[1, F, E]``, some of which may have been read before.
+        frames: ``[1, F, E]``, some of which may have been read before; at most a few seconds new ones.
         first_frame: Index of the first of them from the stream's start.
         then: "finish": the stream ends with them. "flush": everything heard before them is read and committed
             now, as if the stream ended with them; they are silence that it will not have heard afterwards.
@@ -184,20 +209,28 @@ def read(head: TransducerHead, jobs: Sequence[ReadJob]) -> list[Reading]:
 
     Returns:
         What was read of each.
+
+    Raises:
+        Exception: Whatever went wrong in the model. All streams are as before, so each can be read alone.
     """
-    for job in jobs:
-        job.reader._check(job)
-    released = head.step([job.reader._head_job(job) for job in jobs])
-    unread = [job.reader._unread(part, job) for job, part in zip(jobs, released, strict=True)]
-    for beam_size in sorted({job.reader.beam_size for job in jobs}):
-        make_search(head, beam_size=beam_size).advance(
-            [
-                SearchJob(part.frames, job.reader._search)
-                for job, part in zip(jobs, unread, strict=True)
-                if job.reader.beam_size == beam_size
-            ]
-        )
-    return [job.reader._take(part.reach, job) for job, part in zip(jobs, unread, strict=True)]
+    marks = [job.reader._mark() for job in jobs]
+    try:
+        released = head.step([job.reader._head_job(job) for job in jobs])
+        unread = [job.reader._unread(part) for job, part in zip(jobs, released, strict=True)]
+        for beam_size in sorted({job.reader.beam_size for job in jobs}):
+            make_search(head, beam_size=beam_size).advance(
+                [
+                    SearchJob(part.frames, job.reader._search)
+                    for job, part in zip(jobs, unread, strict=True)
+                    if job.reader.beam_size == beam_size
+                ]
+            )
+    except Exception:
+        for job, mark in zip(jobs, marks, strict=True):
+            job.reader._go_back(mark)
+        raise
+    parts = zip(jobs, unread, marks, strict=True)
+    return [job.reader._take(part.reach, job, mark) for job, part, mark in parts]
 
 
 def make_search(head: TransducerHead, *, beam_size: int) -> TransducerSearch:

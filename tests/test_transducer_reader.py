@@ -12,7 +12,7 @@ from asr.head import HEAD_FRAME_SAMPLES, HeadState, TransducerHead
 from asr.transducer_reader import EmissionTiming, Reading, ReadJob, TransducerReader, read
 from asr.transducer_search import Emission, GreedySearch, SearchJob
 from asr.words import Token, Vocabulary, build_words
-from tests.heads import TINY_HEAD, tiny_head
+from tests.heads import TINY_HEAD, let_speak, tiny_head
 
 TOKENIZER = get_tokenizer(multilingual=False)
 VOCABULARY = Vocabulary(TOKENIZER)
@@ -158,6 +158,39 @@ def test_a_flush_reads_everything_once_and_takes_the_silence_back(head: Transduc
     assert [seen for seen in _seen(later) if seen[1] > settled] == expected
 
 
+@pytest.mark.parametrize("beam_size", [1, 3])
+@pytest.mark.parametrize("broken", ["ln_post", "transducer.out"])
+def test_a_failed_step_leaves_all_streams_as_they_were(beam_size: int, broken: str) -> None:
+    """After an error in the model, reading again gives what an undisturbed reader reads."""
+    head = tiny_head(1).double()
+    frames = [_frames(90, seed=seed) for seed in (1, 2)]
+    let_speak(head, head(torch.cat(frames, dim=1), torch.tensor([90])).frames)
+    readers = [_reader(head, beam_size=beam_size, bias=1.0) for _ in frames]
+    tokens: list[list[Token]] = [[], []]
+    for at in range(0, 90, 15):
+        jobs = [
+            ReadJob(reader, x[:, at : at + 15], at, "finish" if at == 75 else "listen")
+            for reader, x in zip(readers, frames, strict=True)
+        ]
+        hook = head.get_submodule(broken).register_forward_pre_hook(_fail)
+        with pytest.raises(RuntimeError, match="broken"):
+            read(head, jobs)
+        hook.remove()
+        for i, job in enumerate(jobs):
+            (reading,) = read(head, [job])
+            tokens[i] += reading.tokens
+    for reader, x, said in zip(readers, frames, tokens, strict=True):
+        undisturbed = _reader(head, beam_size=beam_size, bias=1.0)
+        (reading,) = read(head, [ReadJob(undisturbed, x, 0, "finish")])
+        expected = [*reading.tokens, *undisturbed.commit_draft()]
+        assert expected
+        assert _seen([*said, *reader.commit_draft()]) == _seen(expected)
+
+
+def _fail(*_: object) -> None:
+    raise RuntimeError("broken")
+
+
 def _all_tokens(head: TransducerHead, frames: torch.Tensor) -> list[Token]:
     reader = _reader(head, bias=2.0)
     (reading,) = read(head, [ReadJob(reader, frames, 0, then="finish")])
@@ -170,7 +203,7 @@ def _say(reader: TransducerReader, text: str) -> Reading:
     for token in TruncatedBpe.of(TOKENIZER, TINY_HEAD.n_tokens).encode(text):
         state.n_frames += 1
         state.hypotheses = [h.extended(Emission(token, -0.1, state.n_frames - 1)) for h in state.hypotheses]
-    return reader._take((), ReadJob(reader, torch.zeros(1, 0, TINY_HEAD.encoder_width), 0))
+    return reader._take((), ReadJob(reader, reader.no_frames, 0), reader._mark())
 
 
 def test_the_newest_word_stays_open(head: TransducerHead) -> None:
