@@ -146,6 +146,10 @@ class TransducerListener:
         """Commit what is open, and return it."""
         return self._reader.commit_draft()
 
+    def forget_final_mark(self) -> None:
+        """Go on as if the committed text had not ended with a full stop: the speech has not ended there."""
+        self._reader.forget_final_mark()
+
     def restart_in_speech(self) -> None:
         """Move the window on to a few seconds ago."""
         chunking = self.window.chunking

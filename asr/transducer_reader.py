@@ -18,10 +18,12 @@ from asr.events import SAMPLE_RATE
 from asr.frontier import LookPolicy
 from asr.head import HEAD_FRAME_SAMPLES, HeadJob, HeadMark, HeadState, TransducerHead
 from asr.lookahead import Released
+from asr.transducer import N_CONTEXT
 from asr.transducer_search import (
     BeamSearch,
     Emission,
     GreedySearch,
+    Hypothesis,
     SearchJob,
     SearchState,
     TransducerSearch,
@@ -107,6 +109,7 @@ class TransducerReader:
         self.n_heard = 0
         self._n_released = 0  # head frames
         self._newest = 0  # head frame that some output has waited for
+        self._said = list(head.transducer.first_context)  # newest committed tokens
 
     @property
     def draft(self) -> tuple[Token, ...]:
@@ -125,7 +128,15 @@ class TransducerReader:
 
     def commit_draft(self) -> list[Token]:
         """Commit what is open, and return it."""
-        return [self._token(emission) for emission in self._search.commit(len(self._search.draft))]
+        return self._commit(len(self._search.draft))
+
+    def forget_final_mark(self) -> None:
+        """Go on as if the text, all of it committed, had not ended with a full stop."""
+        assert not self.draft, "open tokens follow the mark"
+        if len(self._said) > N_CONTEXT and self._vocabulary.is_mark(self._said[-1]):
+            self._said.pop()
+            context = tuple(self._said[-N_CONTEXT:])
+            self._search.hypotheses = [Hypothesis((), context)]
 
     def _mark(self) -> _Mark:
         search = SearchState(list(self._search.hypotheses), self._search.n_frames)
@@ -164,7 +175,12 @@ class TransducerReader:
         if job.then == "flush":
             self._search.n_frames = min(self._search.n_frames, n_real)
         n_tokens = len(self._search.draft) if job.then == "flush" else self._n_certain()
-        return Reading(tuple(map(self._token, self._search.commit(n_tokens))), tuple(waits))
+        return Reading(tuple(self._commit(n_tokens)), tuple(waits))
+
+    def _commit(self, n_tokens: int) -> list[Token]:
+        emissions = self._search.commit(n_tokens)
+        self._said = [*self._said, *(emission.token for emission in emissions)][-N_CONTEXT - 1 :]
+        return [self._token(emission) for emission in emissions]
 
     def _n_certain(self) -> int:
         """Open tokens of whole words that hypotheses agree on."""

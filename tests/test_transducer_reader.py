@@ -219,6 +219,18 @@ def test_the_newest_word_stays_open(head: TransducerHead) -> None:
     assert reader.draft == ()
 
 
+@pytest.mark.parametrize("text", [" to be.", " to be", "."])
+def test_a_full_stop_can_be_forgotten(head: TransducerHead, text: str) -> None:
+    """What is said next follows the words before the mark; a word is no mark."""
+    reader = _reader(head)
+    _say(reader, text)
+    reader.commit_draft()
+    reader.forget_final_mark()
+    bpe = TruncatedBpe.of(TOKENIZER, TINY_HEAD.n_tokens)
+    said = [*head.transducer.first_context, *bpe.encode(text.rstrip("."))]
+    assert [h.context for h in reader._search.hypotheses] == [tuple(said[-2:])]
+
+
 def test_a_word_without_end_is_committed(head: TransducerHead) -> None:
     """Garbage without blanks cannot make the draft grow for ever."""
     reader = _reader(head)
