@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 from whisper.model import Whisper
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
+from asr.biasing import Biasing, Strength, TokenTrie, spellings
 from asr.decoder import Decoder, DecoderJob, DecoderResult
 from asr.encoder import CausalEncoder
 from asr.features import LogMel
@@ -17,7 +20,7 @@ from asr.rules import Rule, default_rules
 from asr.slots import Slot, new_slot
 from asr.vad import SileroVad
 from asr.window import WindowJob
-from asr.words import Vocabulary
+from asr.words import SPACELESS_LANGUAGES, Vocabulary
 
 _T = TypeVar("_T")
 _J = TypeVar("_J")
@@ -33,6 +36,31 @@ class Text:
     tokenizer: Tokenizer
     vocabulary: Vocabulary
     rules: Sequence[Rule]
+    n_vocab: int
+    device: torch.device
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of any text, even of one that looks like a special token."""
+        return list(self.tokenizer.encode(text, disallowed_special=()))
+
+    def biasing(self, hotwords: Sequence[str], strength: Strength) -> Biasing:
+        """A rule that boosts terms in every spelling that the text may have."""
+        has_blanks = self.tokenizer.language not in SPACELESS_LANGUAGES
+        texts = [text for term in hotwords for text in spellings(term, has_blanks=has_blanks)]
+        inside = self._inside if has_blanks else None
+        trie = TokenTrie(
+            [self.encode(text) for text in texts],
+            is_inside=lambda token: inside is not None and bool(inside[token]),
+        )
+        return Biasing(trie, strength, n_vocab=self.n_vocab, inside=inside, device=self.device)
+
+    @cached_property
+    def _inside(self) -> Tensor:
+        """Boolean ``[V]``: tokens that go on with the word before them."""
+        starts = [self.vocabulary.text([token])[:1].isalnum() for token in range(self.tokenizer.eot)]
+        inside = torch.zeros(self.n_vocab, dtype=torch.bool, device=self.device)
+        inside[: len(starts)] = torch.tensor(starts, device=self.device)
+        return inside
 
 
 @dataclass(frozen=True)
@@ -56,7 +84,7 @@ class Engine:
             weights = self.decoder.weights
             n_vocab, device = weights.token_embedding.num_embeddings, weights.positional_embedding.device
             rules = default_rules(tokenizer, n_vocab=n_vocab, device=device)
-            self._texts[language] = Text(tokenizer, Vocabulary(tokenizer), rules)
+            self._texts[language] = Text(tokenizer, Vocabulary(tokenizer), rules, n_vocab, device)
         return self._texts[language]
 
     def new_slot(self, *, left_context: int) -> Slot:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from asr.anchor import Anchor, anchor_after_words, anchor_in_pause, anchor_in_speech
+from asr.biasing import GREEDY_STRENGTH, Strength
 from asr.encoder import Chunking
 from asr.endpoint import EndpointRules
 from asr.engine import Engine
@@ -40,6 +41,8 @@ class StreamOptions:
     open_tokens: int = 2
     language: str | None = None
     prompt: str | None = None
+    hotwords: tuple[str, ...] = ()
+    strength: Strength = GREEDY_STRENGTH
     second_pass: bool = False
     rules: EndpointRules = field(default_factory=EndpointRules)
     carry_prompt: bool = True  # a new window gets the text before it as prompt
@@ -98,6 +101,7 @@ class Listener:
     def set_language(self, language: str) -> None:
         """Take the tokenizer of a language and read the window afresh."""
         self.text = self._engine.text(language)
+        hotwords = self._options.hotwords
         self._search = Search(
             self._engine.decoder,
             self.text.rules,
@@ -106,6 +110,7 @@ class Listener:
             eot=self.text.tokenizer.eot,
             beam_size=self._options.beam_size,
             open_tokens=self._options.open_tokens,
+            biasing=self.text.biasing(hotwords, self._options.strength) if hotwords else None,
         )
         self._search.restart(self._prefix(0), origin=self.window.origin)
 
@@ -190,7 +195,7 @@ class Listener:
         """Prompt and start tokens of a window whose first ``n_kept`` tokens are committed already."""
         prompt: list[int] = []
         if self._options.prompt and self._options.prompt.strip():
-            prompt += self.text.tokenizer.encode(" " + self._options.prompt.strip())[-MAX_PROMPT_TOKENS:]
+            prompt += self.text.encode(" " + self._options.prompt.strip())[-MAX_PROMPT_TOKENS:]
         if self._options.carry_prompt:
             before = self._context[: len(self._context) - n_kept]
             n_extra = max(0, len(before) - MAX_CARRIED_TOKENS)

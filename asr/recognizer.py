@@ -22,6 +22,7 @@ from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
 from asr import offline
 from asr.adapters import merge_adapter, shipped_adapter
 from asr.batch import Step, advance, step_batch
+from asr.biasing import BEAM_STRENGTH, GREEDY_STRENGTH, Strength, check_hotwords
 from asr.checkpoint import load_checkpoint
 from asr.decoder import Decoder
 from asr.encoder import FRAME_MS, CausalEncoder, Chunking
@@ -129,6 +130,8 @@ class Recognizer:
         open_tokens: int = 2,
         language: str | None = None,
         prompt: str | None = None,
+        hotwords: Sequence[str] = (),
+        hotword_strength: Strength | None = None,
         second_pass: bool = False,
         left_context_s: float | None = None,
         silence_ms: int = 800,
@@ -145,6 +148,8 @@ class Recognizer:
             language: Code or English name of the language spoken; None is the model's only one, or found out
                 from the first seconds.
             prompt: Text before the speech, for names and style.
+            hotwords: Names and terms to expect, at most 100 of 1 to 100 characters.
+            hotword_strength: How much they are preferred; None is what was best for the kind of search.
             second_pass: Replace each finished segment's text by the original Whisper's.
             left_context_s: Seconds of visible past; None is what the adapter was trained with.
             silence_ms: Silence after speech that ends a segment, at least 100.
@@ -171,6 +176,8 @@ class Recognizer:
             open_tokens=open_tokens,
             language=self._language(language),
             prompt=prompt,
+            hotwords=check_hotwords(hotwords),
+            strength=hotword_strength or (GREEDY_STRENGTH if beam_size == 1 else BEAM_STRENGTH),
             second_pass=second_pass,
             rules=EndpointRules(silence_ms, max_segment_s),
         )

@@ -1,4 +1,4 @@
-"""Decoding rules: each looks at the text so far and forbids tokens, in order (as Whisper's logit filters).
+"""Decoding rules: each looks at the text so far and forbids or favours tokens (as Whisper's logit filters).
 
 Axis letter: V vocabulary.
 """
@@ -30,18 +30,20 @@ class Context:
         tokens: Text tokens of the window so far, without prompt and special tokens.
         heard_s: Seconds of audio in the window.
         n_in_segment: How many of the last tokens belong to the running segment.
+        n_decided: How many of the first tokens the search will not give up for others any more.
     """
 
     tokens: Sequence[int]
     heard_s: float
     n_in_segment: int
+    n_decided: int = 0
 
 
 class Rule(Protocol):
     """One decoding rule."""
 
     def apply(self, logits: Tensor, context: Context) -> None:
-        """Set the logits ``[V]`` of forbidden tokens to -inf, in place."""
+        """Change the logits ``[V]`` in place: -inf forbids a token, anything else moves its score."""
 
 
 class SuppressTokens:

@@ -19,6 +19,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from asr.biasing import Biasing
 from asr.decoder import CrossCache, Decoder, DecoderJob, DecoderResult, SelfCache
 from asr.encoder import FRAME_MS, FRAME_SAMPLES
 from asr.rules import Context, Rule, only
@@ -26,6 +27,7 @@ from asr.words import Token, Vocabulary
 
 MAX_DRAFT_TOKENS = 24  # beam search commits the oldest words of a longer draft although hypotheses disagree
 RIVAL_LOGPROB = 3.0  # a hypothesis counts while it is at least a twentieth as likely as the best
+MAX_RETURNS = 8  # greedy search regrets no more beginnings of hotwords than this with one chunk
 MAX_OPEN_TOKENS = 46  # no hypothesis goes further beyond the committed tokens
 ROOM_TOKENS = MAX_OPEN_TOKENS + 2  # free text positions that a chunk may need
 
@@ -38,7 +40,7 @@ class _Hypothesis:
     """One way to go on after the committed tokens."""
 
     tokens: tuple[Token, ...]
-    logprob: float  # sum over its tokens and, once it has ended, end-of-text
+    score: float  # log-probability and boosts of its tokens and, once it has ended, of end-of-text
     ended: bool = False
 
     @property
@@ -46,8 +48,16 @@ class _Hypothesis:
         return [token.id for token in self.tokens]
 
     @property
-    def mean_logprob(self) -> float:
-        return self.logprob / (len(self.tokens) + 1)
+    def mean_score(self) -> float:
+        return self.score / (len(self.tokens) + 1)
+
+
+@dataclass(frozen=True)
+class _Next:
+    """What may come after one hypothesis."""
+
+    logprobs: Tensor  # [V] log-probabilities of what the rules allow
+    scores: Tensor  # [V] the same with what the rules add
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,7 @@ class Search:
         eot: int,
         beam_size: int = 1,
         open_tokens: int = 2,
+        biasing: Biasing | None = None,
     ) -> None:
         """Prepare an empty search; :meth:`restart` gives it a window.
 
@@ -87,9 +98,12 @@ class Search:
             eot: The end-of-text token.
             beam_size: Hypotheses; 1 is greedy.
             open_tokens: Newest tokens that are never committed.
+            biasing: Boosts terms that the caller expects.
         """
         self._n_ctx = decoder.n_ctx
-        self._rules = rules
+        self._biasing = biasing
+        # The boost comes first, so that what is forbidden stays so and the loop guard sees what would win.
+        self._rules: list[Rule] = [*([biasing] if biasing else []), *rules]
         self._vocabulary = vocabulary
         self._eot = eot
         self._beam_size = beam_size
@@ -180,18 +194,35 @@ class Search:
         rows = yield from self._score([*pending, *drafted], cross, n_rows=len(drafted) + 1)
         n_before = self._cache.n_tokens - len(drafted)
         hypothesis = _Hypothesis((), 0.0)
-        row = 0
+        unswayed: list[_Hypothesis] = []  # at each position, what there would be without the boost
+        row = n_returns = 0
         while True:
-            logprobs = self._apply_rules(rows.logits[row], hypothesis, cross)
-            winner = int(logprobs.argmax())
-            hypothesis = self._extend(hypothesis, winner, float(logprobs[winner]), peak=rows.peaks[row])
-            if winner == self._eot:
+            following = self._apply_rules(rows.logits[row], hypothesis, cross)
+            winner, own = int(following.scores.argmax()), int(following.logprobs.argmax())
+            regretted = self._regretted(hypothesis, winner, unswayed) if n_returns < MAX_RETURNS else None
+            if regretted is None:
+                unswayed.append(self._extend(hypothesis, own, following, peak=rows.peaks[row]))
+                hypothesis = self._extend(hypothesis, winner, following, peak=rows.peaks[row])
+            else:
+                n_returns += 1
+                hypothesis = unswayed[regretted]
+                del unswayed[regretted + 1 :]
+            if hypothesis.ended:
                 return hypothesis
-            if row + 1 < len(rows.peaks) and winner == drafted[row]:
+            if regretted is None and row + 1 < len(rows.peaks) and winner == drafted[row]:
                 row += 1
             else:
                 self._cache.truncate(n_before + len(hypothesis.tokens) - 1)
-                rows, row = (yield from self._score([winner], cross, n_rows=1)), 0
+                rows, row = (yield from self._score(hypothesis.ids[-1:], cross, n_rows=1)), 0
+
+    def _regretted(self, hypothesis: _Hypothesis, token: int, unswayed: Sequence[_Hypothesis]) -> int | None:
+        """Where the boost first led to a term that ``token`` leaves half-said; None if it did not."""
+        if self._biasing is None:
+            return None
+        ids = hypothesis.ids
+        n_left = self._biasing.n_left([*(token.id for token in self.committed), *ids], token)
+        swayed = [i for i, other in enumerate(unswayed) if other.ids != ids[: i + 1]]
+        return next((i for i in swayed if i >= len(ids) - n_left), None)
 
     def _beam(self, pending: list[int], cross: CrossCache) -> Steps[list[_Hypothesis]]:
         """Search the open part with B hypotheses; the best ended ones come first."""
@@ -202,13 +233,14 @@ class Search:
         while True:
             chosen, sources = self._expand(running, rows, cross)
             ended += [hypothesis for hypothesis in chosen if hypothesis.ended]
-            ended = sorted(ended, key=lambda h: h.logprob, reverse=True)[: self._beam_size]
-            # Probability only falls: what is already below B ended hypotheses need not go on.
-            least = ended[-1].logprob if len(ended) == self._beam_size else -math.inf
+            ended = sorted(ended, key=lambda h: h.score, reverse=True)[: self._beam_size]
+            # Probability only falls (a boost would have to come at once): what is already below B ended
+            # hypotheses need not go on.
+            least = ended[-1].score if len(ended) == self._beam_size else -math.inf
             pairs = zip(chosen, sources, strict=True)
-            going = [(h, source) for h, source in pairs if not h.ended and h.logprob > least]
+            going = [(h, source) for h, source in pairs if not h.ended and h.score > least]
             if not going:
-                return sorted(ended, key=lambda h: h.mean_logprob, reverse=True)
+                return sorted(ended, key=lambda h: h.mean_score, reverse=True)
             running = [h for h, _ in going]
             n_idle = self._beam_size - len(going)
             if self._beam_cache.n_tokens > self._cache.n_tokens:
@@ -224,31 +256,34 @@ class Search:
     ) -> tuple[list[_Hypothesis], list[int]]:
         """The likeliest continuations, best first, until B of them go on; and the row each comes from."""
         candidates = []
+        following = []
         for row, hypothesis in enumerate(running):
-            top = self._apply_rules(rows.logits[row], hypothesis, cross).topk(self._beam_size + 1)
-            for logprob, token in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-                if logprob > -math.inf:
-                    candidates.append((hypothesis.logprob + logprob, row, token, logprob))
+            following.append(self._apply_rules(rows.logits[row], hypothesis, cross))
+            top = following[row].scores.topk(self._beam_size + 1)
+            for score, token in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+                if score > -math.inf:
+                    candidates.append((hypothesis.score + score, row, token))
         candidates.sort(key=lambda candidate: candidate[0], reverse=True)
         chosen: list[_Hypothesis] = []
         sources: list[int] = []
         n_going = 0
-        for _, row, token, logprob in candidates:
-            chosen.append(self._extend(running[row], token, logprob, peak=rows.peaks[row]))
+        for _, row, token in candidates:
+            chosen.append(self._extend(running[row], token, following[row], peak=rows.peaks[row]))
             sources.append(row)
             n_going += not chosen[-1].ended
             if n_going == self._beam_size:
                 break
         return chosen, sources
 
-    def _extend(self, hypothesis: _Hypothesis, token: int, logprob: float, *, peak: int) -> _Hypothesis:
-        total = hypothesis.logprob + logprob
+    def _extend(self, hypothesis: _Hypothesis, token: int, following: _Next, *, peak: int) -> _Hypothesis:
+        total = hypothesis.score + float(following.scores[token])
         if token == self._eot:
             return _Hypothesis(hypothesis.tokens, total, ended=True)
-        return _Hypothesis((*hypothesis.tokens, Token(token, logprob, peak)), total)
+        chosen = Token(token, float(following.logprobs[token]), peak)
+        return _Hypothesis((*hypothesis.tokens, chosen), total)
 
-    def _apply_rules(self, logits: Tensor, hypothesis: _Hypothesis, cross: CrossCache) -> Tensor:
-        """Log-probabilities ``[V]`` of the next token."""
+    def _apply_rules(self, logits: Tensor, hypothesis: _Hypothesis, cross: CrossCache) -> _Next:
+        """Weigh the next token by the logits ``[V]``, which are written to."""
         if len(hypothesis.tokens) >= MAX_OPEN_TOKENS:
             only(logits, self._eot)
         tokens = [token.id for token in self.committed] + hypothesis.ids
@@ -256,10 +291,15 @@ class Search:
             tokens,
             heard_s=cross.n_frames * FRAME_MS / 1000,
             n_in_segment=self._n_in_segment + len(hypothesis.tokens),
+            n_decided=len(tokens) if self._beam_size == 1 else len(self.committed),
         )
+        logprobs = logits.clone()
         for rule in self._rules:
             rule.apply(logits, context)
-        return logits.log_softmax(dim=-1)
+        logprobs[logits == -math.inf] = -math.inf
+        # What the rules add decides, but it is no probability: a word's confidence stays the model's own.
+        total = logprobs.logsumexp(dim=-1)
+        return _Next(logprobs - total, logits - total)
 
     def _score(self, tokens: list[int], cross: CrossCache, *, n_rows: int) -> Steps[_Rows]:
         """Step the one hypothesis by ``tokens``; the rows are the last positions."""
@@ -290,7 +330,7 @@ class Search:
     def _n_certain(self, hypotheses: Sequence[_Hypothesis]) -> int:
         """How many of the best one's tokens can be committed: whole words that all likely ones share."""
         best = hypotheses[0].ids
-        rivals = [h.ids for h in hypotheses[1:] if h.logprob > hypotheses[0].logprob - RIVAL_LOGPROB]
+        rivals = [h.ids for h in hypotheses[1:] if h.score > hypotheses[0].score - RIVAL_LOGPROB]
         bounds = {*self._vocabulary.word_starts(best), len(best)}
         limit = len(best) - self._open_tokens
         agreed = set(bounds)

@@ -83,19 +83,26 @@ def add_speech_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what is known of the speech beforehand.
 
     Args:
-        parser: A subcommand's parser; gets language and prompt.
+        parser: A subcommand's parser; gets language, prompt and hotwords.
     """
     add = parser.add_argument
     add("--language", metavar="L", help="language code such as en (default: the model's or detected)")
     add("--prompt", metavar="TEXT", help="text before the speech, for names and style")
+    add(
+        "--hotwords",
+        type=_word_list,
+        default=[],
+        metavar="A,B",
+        help="names and terms to expect, at most 100, with commas between",
+    )
 
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which server recognises, and how.
 
     Args:
-        parser: A subcommand's parser; gets server, token, reconnect_s, chunk_ms, latency, second_pass,
-            hotwords and silence_ms.
+        parser: A subcommand's parser; gets server, token, reconnect_s, chunk_ms, latency, second_pass
+            and silence_ms.
     """
     add = parser.add_argument
     add("--server", default=DEFAULT_SERVER, metavar="URL", help=f"its address (default: {DEFAULT_SERVER})")
@@ -116,7 +123,6 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     )
     chunk.add_argument("--latency", choices=_LATENCIES, help="chunks of 80, 160, 300 or 600 ms")
     add("--second-pass", action="store_true", help="have finished segments decoded again by offline Whisper")
-    add("--hotwords", type=_word_list, default=[], metavar="A,B", help="words to expect")
     add("--silence-ms", type=bounded_int(100, 5000), metavar="N", help="pause that ends a segment")
 
 

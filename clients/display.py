@@ -17,7 +17,8 @@ from unicodedata import combining, east_asian_width
 from tqdm import tqdm
 
 from asr.events import Event, Final, Partial, Transcript
-from clients.formats import AtomicFile, event_line, one_line, render, write_atomic
+from asr.subtitles import one_line
+from clients.formats import AtomicFile, event_line, render, write_atomic
 
 # ECMA-48 control sequences.
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"

@@ -28,7 +28,7 @@ def load_sounddevice() -> Any:
         OptionError: It or PortAudio is not installed.
     """
     try:
-        import sounddevice  # type: ignore[import-untyped]
+        import sounddevice
     except ModuleNotFoundError as error:
         raise OptionError(
             "the microphone needs the package sounddevice; pip install 'foresound[mic]'"

@@ -19,8 +19,9 @@ def register(subparsers: argparse._SubParsersAction[Any], *, epilog: str) -> Non
     parser = subparsers.add_parser(
         "serve",
         help="serve many microphones from one model over websockets",
-        description="Listen for websockets on /v1/stream and show a page for the browser. SIGTERM and Ctrl-C "
-        "let running sessions finish; a second one does not wait. SIGHUP reads the token file again.",
+        description="Listen for websockets on /v1/stream, OpenAI Realtime's on /v1/realtime and Deepgram's "
+        "on /v1/listen, and show a page for the browser. SIGTERM and Ctrl-C let running sessions finish; a "
+        "second one does not wait. SIGHUP reads the token file again.",
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -55,6 +56,9 @@ def serve(args: argparse.Namespace) -> int:
     config = ServerConfig(
         host=args.host,
         port=args.port,
+        vosk_port=args.vosk_port,
+        rest_port=args.rest_port,
+        upload_bytes=args.max_upload_bytes,
         limits=limits,
         defaults=StreamSettings(decoder=args.decoder, chunk_ms=args.chunk_ms),
         token_file=args.token_file,
@@ -96,6 +100,18 @@ def _add_access_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
     add("--port", type=bounded_int(0, 65535), default=8765, help="0 is any free one (default: 8765)")
+    add(
+        "--vosk-port",
+        type=bounded_int(0, 65535),
+        metavar="N",
+        help="speak vosk-server's protocol there, usually on 2700 (default: not at all)",
+    )
+    add(
+        "--rest-port",
+        type=bounded_int(0, 65535),
+        metavar="N",
+        help="offer OpenAI's POST /v1/audio/transcriptions there (default: not at all)",
+    )
     add("--tls-cert", type=Path, metavar="PEM", help="certificate chain, for https and wss")
     add("--tls-key", type=Path, metavar="PEM", help="its private key")
     add(
@@ -146,6 +162,13 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         default=1 << 20,
         metavar="N",
         help="of one websocket message (default: 1048576)",
+    )
+    add(
+        "--max-upload-bytes",
+        type=positive_int,
+        default=25 << 20,
+        metavar="N",
+        help="of one recording sent to --rest-port (default: 26214400)",
     )
 
 

@@ -136,6 +136,7 @@ def _transcribe(
         beam_size=args.beam,
         language=args.language,
         prompt=args.prompt,
+        hotwords=args.hotwords,
         second_pass=args.second_pass,
     )
     with presented(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import logging
 import threading
 import time
@@ -17,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +30,7 @@ from asr.second_pass import PendingFinal
 from asr.slots import Slot as State
 from asr.stream import NO_SAMPLES, Stream, Then
 from service.intake import Intake, Samples, open_intake
-from service.stream_settings import AudioFormat, Failed, Finished, Flushed, Output, StreamSettings
+from service.stream_settings import AudioFormat, Failed, Finished, Flushed, Output, Progress, StreamSettings
 
 Deliver = Callable[[Sequence[Output]], None]
 
@@ -112,7 +114,7 @@ class _Outlet:
 
 def _must_wait(output: Output) -> bool:
     """Whether an output may not overtake a Final: other Finals and what says that all are there."""
-    return isinstance(output, Final | Flushed | Finished | Failed)
+    return isinstance(output, Final | Flushed | Progress | Finished | Failed)
 
 
 class _Work:
@@ -184,6 +186,7 @@ class Batcher:
         """
         self.n_slots = n_slots
         self._recognizer = recognizer
+        self._takes_hotwords = "hotwords" in inspect.signature(recognizer.stream).parameters
         self._pool = recognizer.slots(n_slots)
         self._works: list[_Work] = []
         self._opening: deque[Callable[[], None]] = deque()
@@ -219,7 +222,7 @@ class Batcher:
             audio: What will be fed.
             settings: How it is to be recognised.
             deliver: Called on this event loop after every tick in which the stream took part, with its
-                outputs in order; there may be none.
+                outputs in order, a ``Progress`` at their end.
 
         Returns:
             The stream's slot.
@@ -258,17 +261,20 @@ class Batcher:
         state = self._pool.take()
         if state is None:
             raise NoSlotError(f"all {self.n_slots} slots are taken; try again later")
+        told: dict[str, Any] = {"prompt": settings.full_prompt}
+        if self._takes_hotwords:
+            told = {"prompt": settings.prompt, "hotwords": settings.hotwords}
         try:
             stream = self._recognizer.stream(
                 decoder=settings.decoder,
                 chunk_ms=settings.chunk_ms,
                 beam_size=settings.beam_size,
                 language=settings.language,
-                prompt=settings.prompt,
                 second_pass=settings.second_pass,
                 silence_ms=settings.silence_ms,
                 max_segment_s=settings.max_segment_s,
                 slot=state,
+                **told,
             )
         except Exception:
             self._pool.give_back(state)
@@ -337,6 +343,8 @@ class Batcher:
             elif then == "finish":
                 ended = Finished(work.n_heard / SAMPLE_RATE, work.busy_s)
                 outputs.append(Failed(work.error) if work.error is not None else ended)
+            if then != "finish":
+                outputs.append(Progress(work.n_heard, work.stream.n_due))
         if then == "finish" or isinstance(outcome, Exception):
             self._drop(work)  # before anybody hears of it, so that the slot can be had at once
         work.out.put(outputs)

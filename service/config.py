@@ -61,6 +61,9 @@ class ServerConfig:
     Attributes:
         host: Address to listen on.
         port: 0 is any free one.
+        vosk_port: For vosk-server's protocol; None is not to offer it.
+        rest_port: For OpenAI's REST interface; None is not to offer it.
+        upload_bytes: Of one recording that is sent there.
         limits: What one client may use.
         defaults: Stream settings for what a client leaves out.
         token_file: One token a line; None lets everybody in.
@@ -72,6 +75,9 @@ class ServerConfig:
 
     host: str = "127.0.0.1"
     port: int = 8765
+    vosk_port: int | None = None
+    rest_port: int | None = None
+    upload_bytes: int = 25 << 20
     limits: Limits = field(default_factory=Limits)
     defaults: StreamSettings = field(default_factory=StreamSettings)
     token_file: Path | None = None
@@ -82,8 +88,11 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         """Check what belongs together."""
-        if not 0 <= self.port <= 65535:
-            raise OptionError(f"port is {self.port}; expected 0 to 65535")
+        for name, port in (("port", self.port), ("vosk_port", self.vosk_port), ("rest_port", self.rest_port)):
+            if port is not None and not 0 <= port <= 65535:
+                raise OptionError(f"{name} is {port}; expected 0 to 65535")
+        if self.upload_bytes < 1:
+            raise OptionError(f"upload_bytes is {self.upload_bytes}; expected at least 1")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise OptionError("TLS needs both a certificate and its key; give --tls-cert and --tls-key")
         if self.token_file is not None and self.no_auth:

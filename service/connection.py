@@ -7,7 +7,7 @@ import contextlib
 import logging
 import secrets
 import socket
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,12 @@ from websockets.protocol import OPEN
 from asr.errors import OptionError
 from service.config import Limits
 from service.live import BatcherLike, LiveSession
-from service.messages import Close
+from service.messages import Close, Command, Reply
 from service.metrics import Metrics
 from service.outbox import Outgoing
-from service.protocol import native
+from service.protocol.dialect import Dialect, Frame, Patience
 from service.registry import Place, Registry
-from service.session import Open, Resume, Session, State
-from service.stream_settings import StreamSettings
+from service.session import Open, Reopen, Resume, Session, State
 
 # Bytes on their way to a client that reads slowly, in the kernel and in the process. The kernel by itself
 # takes megabytes: minutes of partials, all out of date before the client sees them; and minutes of an upload,
@@ -44,14 +43,29 @@ class StreamSocket(ServerConnection):
 
     Attributes:
         place: Reserved at the handshake; None once a session has it, or where none was needed.
+        dialect: What the client speaks, by the path it asked for.
+        subprotocols_wanted: Websocket subprotocols to take if the client offers one.
     """
 
     place: Place | None = None
+    dialect: Dialect | None = None
+    subprotocols_wanted: tuple[str, ...] = ()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give the place back."""
         super().connection_lost(exc)
         self.give_place_back()
+
+    def limit_messages(self, n_bytes: int) -> None:
+        """Take messages up to another size than the server's.
+
+        Args:
+            n_bytes: Of one message.
+        """
+        protocol: Any = self.protocol
+        # The name changed with version 16.
+        name = "max_message_size" if hasattr(protocol, "max_message_size") else "max_size"
+        setattr(protocol, name, n_bytes)
 
     def give_place_back(self) -> None:
         """Let somebody else have the place, if the connection still holds it."""
@@ -68,7 +82,6 @@ class Hub:
     model: str
     registry: Registry
     limits: Limits
-    defaults: StreamSettings
     metrics: Metrics
 
 
@@ -82,8 +95,11 @@ class Connection:
             websocket: Open.
             hub: The server's.
         """
+        assert websocket.dialect is not None
         self._websocket = websocket
         self._hub = hub
+        self._dialect = websocket.dialect
+        self._patience: Patience = self._dialect.patience(hub.limits)
         session = Session(
             id=secrets.token_hex(4),
             resume_token=secrets.token_urlsafe(32),
@@ -92,7 +108,7 @@ class Connection:
         )
         self._live = LiveSession(session, limits=hub.limits, metrics=hub.metrics)
         self._is_taken_over = False
-        self._start_by = _loop().time() + hub.limits.start_s
+        self._start_by = _loop().time() + self._patience.start_s
         self._is_reading = False
         self._heard_at = _loop().time()
 
@@ -108,6 +124,8 @@ class Connection:
     async def run(self) -> None:
         """Serve until the connection is closed."""
         _bound_kernel_buffer(self._websocket)
+        if frames := self._dialect.opened(self._live.session.id):
+            self._live.receive(Reply(tuple(frames)))
         reader, writer, keeper = (
             asyncio.create_task(self._guard(work())) for work in (self._read, self._write, self._keep_alive)
         )
@@ -115,7 +133,7 @@ class Connection:
             await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
             if self._websocket.state is OPEN:  # one of them crashed; if it was the reader, the writer says so
                 await asyncio.wait({writer})
-                await self._websocket.close(4500, "model_error")
+                await self._websocket.close(self._dialect.crash_code, "model_error")
         finally:
             for task in (reader, writer, keeper):
                 task.cancel()
@@ -139,7 +157,7 @@ class Connection:
         session = live.session
         is_done = session.state is State.ENDED and session.outbox.is_delivered
         code = self._websocket.close_code
-        if code == _LEFT or (is_done and code != _LOST):
+        if code == _LEFT or (is_done and code != _LOST) or not self._dialect.is_resumable:
             self._hub.registry.forget(live)
         else:
             self._hub.registry.keep(live)
@@ -147,32 +165,44 @@ class Connection:
     # Reading
 
     async def _read(self) -> None:
+        await self._follow(self._dialect.start_commands())
         while True:
-            while self._live.is_congested:
-                await self._change()
+            await self._room()
             frame = await self._receive()
-            await asyncio.sleep(
-                0
-            )  # a client may send thousands of small frames at once; others have their turn
-            if self._is_taken_over:
-                continue
-            command = native.parse(frame, self._hub.defaults)
+            await asyncio.sleep(0)  # a client may send thousands of small frames at once; others have a turn
+            if not self._is_taken_over:
+                await self._follow(self._dialect.receive(frame))
+
+    async def _follow(self, commands: Sequence[Command | Reply]) -> None:
+        for i, command in enumerate(commands):
+            if i:
+                await self._room()
             self._hub.metrics.count_received(command)
             match self._live.receive(command):
                 case Open():
                     await self._open()
+                case Reopen():
+                    while self._live.session.state is State.RESTARTING:
+                        await self._change()
+                    if self.is_waiting:
+                        await self._open()
                 case Resume(token, last_seq):
                     self._resume(token, last_seq)
 
+    async def _room(self) -> None:
+        """Wait until more may be read."""
+        while self._live.is_congested:
+            await self._change()
+
     async def _receive(self) -> str | bytes:
         """Return the next frame. If it takes the client too long, its session begins to end meanwhile."""
-        limits, timer = self._hub.limits, None
-        if self.is_waiting:
-            message = f"no start message came within {limits.start_s:g} s"
+        patience, timer = self._patience, None
+        if self.is_waiting and self._live.place is None:
+            message = f"no start message came within {patience.start_s:g} s"
             timer = _loop().call_at(self._start_by, self._time_out, message)
-        elif self._live.session.state is State.STREAMING:
-            message = f"no message came for {limits.idle_s:g} s; send ping while there is no audio"
-            timer = _loop().call_later(limits.idle_s, self._time_out, message)
+        elif self._live.session.state in (State.WAITING, State.STREAMING):
+            message = f"no message came for {patience.idle_s:g} s; send ping while there is no audio"
+            timer = _loop().call_later(patience.idle_s, self._time_out, message)
         self._is_reading = True
         try:
             return await self._websocket.recv()
@@ -187,6 +217,9 @@ class Connection:
             self._live.expire("idle_timeout", message)
 
     async def _open(self) -> None:
+        if self._live.place:
+            await self._live.open(self._hub.batcher, self._live.place)
+            return
         place = self._websocket.place
         if place is None:
             message = "resume_token is missing; this connection was let in to resume a session"
@@ -233,19 +266,27 @@ class Connection:
             if outgoing is None:
                 await self._change()
             elif isinstance(outgoing.message, Close):
-                await self._websocket.close(outgoing.message.code, outgoing.message.reason)
+                frames, code, reason = self._dialect.close(outgoing.message)
+                await self._send(frames)
+                await self._websocket.close(code, reason)
                 return
             else:
-                await self._send(outgoing)
+                await self._tell(outgoing)
 
-    async def _send(self, outgoing: Outgoing) -> None:
+    async def _tell(self, outgoing: Outgoing) -> None:
         self._live.changed.set()  # there may be room to read on
-        text = native.encode(outgoing, words=self._live.session.start.words)
-        self._hub.metrics.count_sent(outgoing.message)
+        message = outgoing.message
+        frames = message.frames if isinstance(message, Reply) else self._dialect.send(outgoing)
+        if frames:
+            self._hub.metrics.count_sent(message)
+        await self._send(frames)
+
+    async def _send(self, frames: Sequence[Frame]) -> None:
         # Where the client reads nothing for so long, the connection is as good as lost.
         timer = _loop().call_later(2 * self._hub.limits.ping_s, self._websocket.transport.abort)
         try:
-            await self._websocket.send(text)
+            for frame in frames:
+                await self._websocket.send(frame)
         finally:
             timer.cancel()
 

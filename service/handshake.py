@@ -1,8 +1,9 @@
-"""Answers every HTTP request on the port: a websocket handshake, the browser page, health or metrics."""
+"""Answers every HTTP request on a port: a websocket handshake, the browser page, health or metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from urllib.parse import parse_qs
 
@@ -12,7 +13,7 @@ from websockets.http11 import Request, Response
 from service.auth import Tokens, is_allowed_origin
 from service.connection import StreamSocket
 from service.http import (
-    STREAM_PATH,
+    RETRY_AFTER,
     asset_response,
     load_page,
     metrics_response,
@@ -20,9 +21,11 @@ from service.http import (
     unavailable,
 )
 from service.metrics import Metrics
+from service.protocol.dialect import BadRequest, Dialect, Opening
 from service.registry import Registry
+from service.routes import ROUTES, Query, Refusal, Route, header
 
-_BEARER = "Bearer "
+_PATHS = ", ".join(ROUTES)
 
 
 class Doorkeeper:
@@ -30,6 +33,7 @@ class Doorkeeper:
 
     Attributes:
         closed_because: Why new sessions are refused and the server is not ready; None while it is.
+        opening: What every client's protocol is told of this server.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class Doorkeeper:
             metrics: What /metrics tells, and where refusals are counted.
         """
         self.closed_because: str | None = "loading"
+        self.opening = Opening()
         self._tokens = tokens
         self._allow_origins = allow_origins
         self._registry = registry
@@ -56,10 +61,10 @@ class Doorkeeper:
         }
 
     def answer(self, websocket: StreamSocket, request: Request) -> Response | None:
-        """Answer a request.
+        """Answer a request to the server's port.
 
         Args:
-            websocket: Gets a place if the answer is None.
+            websocket: Gets a place and its dialect if the answer is None.
             request: The request.
 
         Returns:
@@ -69,69 +74,99 @@ class Doorkeeper:
         method = getattr(request, "method", "GET")
         if method not in ("GET", "HEAD"):
             text = f"{method} is not supported; use GET"
-            return text_response(HTTPStatus.METHOD_NOT_ALLOWED, text, Allow="GET, HEAD")
-        path, _, query = request.path.partition("?")
-        if path == STREAM_PATH:
-            response = self._handshake(websocket, request.headers, parse_qs(query))
+            return text_response(HTTPStatus.METHOD_NOT_ALLOWED, text, {"Allow": "GET, HEAD"})
+        path = request.path.partition("?")[0]
+        if route := ROUTES.get(path):
+            response = self.open(websocket, request, route)
         elif asset := self._page.get(path):
             response = asset_response(asset)
         elif plain := self._plain.get(path):
             response = plain()
         else:
-            response = text_response(HTTPStatus.NOT_FOUND, f"nothing is here; audio streams to {STREAM_PATH}")
+            response = text_response(HTTPStatus.NOT_FOUND, f"nothing is here; audio streams to {_PATHS}")
         if response and method == "HEAD":
             response.body = b""  # Content-Length stays that of GET
         return response
+
+    def open(self, websocket: StreamSocket, request: Request, route: Route) -> Response | None:
+        """Answer a request for a websocket.
+
+        Args:
+            websocket: Gets a place and its dialect if the answer is None.
+            request: The request.
+            route: What is spoken there.
+
+        Returns:
+            None to open it.
+        """
+        path, _, text = request.path.partition("?")
+        query, headers = parse_qs(text, keep_blank_values=True), request.headers
+        decision = self._decide(route, headers, query)
+        if header(headers, "Upgrade").lower() != "websocket":
+            # Browsers hide why a handshake failed; a page learns it by asking again without one.
+            text = f"{path} is for websockets; docs/protocol.md says how to use it"
+            is_open = Refusal(HTTPStatus.UPGRADE_REQUIRED, "upgrade", text, (("Upgrade", "websocket"),))
+            return route.respond(decision if isinstance(decision, Refusal) else is_open)
+        if isinstance(decision, Refusal):
+            self._metrics.refused.labels(decision.reason).inc()
+            return route.respond(decision)
+        websocket.dialect, websocket.subprotocols_wanted = decision, route.subprotocols
+        if route.message_bytes:
+            websocket.limit_messages(route.message_bytes)
+        if not (decision.is_resumable and self._is_resuming(query)):
+            websocket.place = self._registry.reserve()
+        return None
 
     def _readyz(self) -> Response:
         if self.closed_because:
             return unavailable(self.closed_because)
         return text_response(HTTPStatus.OK, "ready")
 
-    def _handshake(
-        self, websocket: StreamSocket, headers: Headers, query: dict[str, list[str]]
-    ) -> Response | None:
-        refusal = self._refusal(headers, query)
-        if _value(headers, "Upgrade").lower() != "websocket":
-            # Browsers hide why a handshake failed; a page learns it by asking again without one.
-            text = f"{STREAM_PATH} is for websockets; docs/protocol.md says how to use it"
-            is_open = text_response(HTTPStatus.UPGRADE_REQUIRED, text, Upgrade="websocket")
-            return refusal[1] if refusal else is_open
-        if refusal:
-            reason, response = refusal
-            self._metrics.refused.labels(reason).inc()
-            return response
-        if not self._is_resuming(query):
-            websocket.place = self._registry.reserve()
-        return None
+    def _decide(self, route: Route, headers: Headers, query: Query) -> Dialect | Refusal:
+        """What the client is going to speak, or why it would be refused."""
+        origin, host = header(headers, "Origin"), header(headers, "Host")
+        keys = route.keys(headers, query)
+        if stranger := self.stranger(origin=origin, host=host, keys=keys, key_hint=route.key_hint):
+            return stranger
+        lower = {name.lower(): header(headers, name) for name in headers}
+        try:
+            dialect = route.open_dialect(replace(self.opening, query=query, headers=lower))
+        except BadRequest as error:
+            return Refusal(HTTPStatus.BAD_REQUEST, error.code or "bad request", str(error))
+        if dialect.is_resumable and self._is_resuming(query):
+            return dialect  # the session has a place already, and a server that drains lets it go on
+        if closed := self.closed():
+            return closed
+        return self.no_room() if self._registry.is_full else dialect
 
-    def _refusal(self, headers: Headers, query: dict[str, list[str]]) -> tuple[str, Response] | None:
-        """Why a stream would be refused, in a word and as an answer; None if it would not."""
-        origin, host = _value(headers, "Origin"), _value(headers, "Host")
+    def stranger(self, *, origin: str, host: str, keys: Sequence[str], key_hint: str) -> Refusal | None:
+        """Tell why somebody may not use the server; None if they may.
+
+        Args:
+            origin: The request's Origin header, empty if it has none.
+            host: Its Host header.
+            keys: That the request shows.
+            key_hint: How to show one.
+        """
         if not is_allowed_origin(origin, host=host, allowed=self._allow_origins):
             text = f"pages of {origin} may not connect; start the server with --allow-origin {origin}"
-            return "origin", text_response(HTTPStatus.FORBIDDEN, text)
-        if self._tokens and not self._tokens.accept(_token(_value(headers, "Authorization"), query)):
-            text = "a token is needed: Authorization: Bearer TOKEN, or ?token=TOKEN"
-            return "token", text_response(HTTPStatus.UNAUTHORIZED, text, WWW_Authenticate="Bearer")
-        if self._is_resuming(query):
-            return None  # the session has a place already, and a server that drains lets it go on
-        if self.closed_because:
-            return self.closed_because, unavailable(f"the server is {self.closed_because}")
-        if self._registry.is_full:
-            return "full", unavailable("all places are taken; try again later")
+            return Refusal(HTTPStatus.FORBIDDEN, "origin", text)
+        if self._tokens and not any(self._tokens.accept(key) for key in keys):
+            return Refusal(HTTPStatus.UNAUTHORIZED, "token", key_hint, (("WWW-Authenticate", "Bearer"),))
         return None
 
-    def _is_resuming(self, query: dict[str, list[str]]) -> bool:
+    def closed(self) -> Refusal | None:
+        """Tell why nobody may use the server now; None if they may."""
+        reason = self.closed_because
+        return _unavailable(reason, f"the server is {reason}") if reason else None
+
+    def no_room(self) -> Refusal:
+        """Tell that all places are taken."""
+        return _unavailable("full", "all places are taken; try again later")
+
+    def _is_resuming(self, query: Query) -> bool:
         return any(self._registry.find(token) for token in query.get("resume_token", []))
 
 
-def _value(headers: Headers, name: str) -> str:
-    """Return a header's value, empty if it is not there; a repeated one is no valid value of any."""
-    return ", ".join(headers.get_all(name))
-
-
-def _token(authorization: str, query: dict[str, list[str]]) -> str:
-    if authorization.startswith(_BEARER):
-        return authorization[len(_BEARER) :].strip()
-    return query.get("token", [""])[0]
+def _unavailable(reason: str, text: str) -> Refusal:
+    return Refusal(HTTPStatus.SERVICE_UNAVAILABLE, reason, text, tuple(RETRY_AFTER.items()))

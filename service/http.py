@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from websockets.datastructures import Headers
 from websockets.http11 import Response
 
 STREAM_PATH = "/v1/stream"
-RETRY_AFTER_S = 5
+RETRY_AFTER = {"Retry-After": "5"}  # seconds
 
 _PAGE_FOLDER = Path(__file__).parent / "page"
 _CONTENT_TYPES = {
@@ -70,16 +72,28 @@ def metrics_response(page: bytes) -> Response:
     return response(HTTPStatus.OK, page, content_type=CONTENT_TYPE_LATEST)
 
 
-def text_response(status: HTTPStatus, text: str, **headers: str) -> Response:
+def text_response(status: HTTPStatus, text: str, headers: Mapping[str, str] | None = None) -> Response:
     """Answer with a line of text.
 
     Args:
         status: The HTTP status.
         text: What was wrong and what to do, or ``ok``.
-        headers: More headers, with underscores for hyphens.
+        headers: More headers.
     """
-    more = {name.replace("_", "-"): value for name, value in headers.items()}
-    return response(status, f"{text}\n".encode(), content_type=_TEXT, headers=more)
+    return response(status, f"{text}\n".encode(), content_type=_TEXT, headers=headers)
+
+
+def json_response(
+    status: HTTPStatus, body: Mapping[str, Any], headers: Mapping[str, str] | None = None
+) -> Response:
+    """Answer with JSON.
+
+    Args:
+        status: The HTTP status.
+        body: An object.
+        headers: More headers.
+    """
+    return response(status, json.dumps(body).encode(), content_type="application/json", headers=headers)
 
 
 def unavailable(text: str) -> Response:
@@ -88,7 +102,7 @@ def unavailable(text: str) -> Response:
     Args:
         text: Why.
     """
-    return text_response(HTTPStatus.SERVICE_UNAVAILABLE, text, Retry_After=str(RETRY_AFTER_S))
+    return text_response(HTTPStatus.SERVICE_UNAVAILABLE, text, RETRY_AFTER)
 
 
 def response(

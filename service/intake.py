@@ -7,13 +7,10 @@ decoded when they are pulled, compressed ones in a thread of their own.
 from __future__ import annotations
 
 import io
-import queue
-import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
-import av
 import numpy as np
 import soundfile
 import soxr
@@ -21,17 +18,12 @@ from numpy.typing import NDArray
 
 from asr.errors import AudioError
 from asr.events import SAMPLE_RATE
-from service.stream_settings import COMPRESSED_ENCODINGS, AudioFormat
+from service.compressed import CompressedIntake
+from service.stream_settings import AudioFormat
 
 Samples = NDArray[np.float32]
 
 _NOTHING: Samples = np.zeros(0, np.float32)
-
-_NOMINAL_BYTES_PER_S = {"flac": 30_000, "ogg_opus": 4_000}  # until the stream itself tells
-_CONTAINERS = {"flac": "flac", "ogg_opus": "ogg"}
-# A live stream must not wait until the demuxer has seen enough to be sure of everything.
-_PROBE_BYTES = 4096
-_PROBE_OPTIONS = {"probesize": str(_PROBE_BYTES), "analyzeduration": "1"}
 
 
 class Intake(Protocol):
@@ -79,7 +71,7 @@ def open_intake(audio: AudioFormat, *, on_samples: Callable[[], None]) -> Intake
     Returns:
         The intake.
     """
-    if audio.encoding in COMPRESSED_ENCODINGS:
+    if audio.bytes_per_frame is None:
         return CompressedIntake(audio.encoding, on_samples=on_samples)
     return PlainIntake(audio, on_samples=on_samples)
 
@@ -161,137 +153,3 @@ def _decode_plain(data: bytes, audio: AudioFormat) -> Samples:
         )
         flat = np.asarray(raw, dtype=np.float32)
     return flat.reshape(-1, audio.channels)
-
-
-class CompressedIntake:
-    """FLAC and Ogg Opus, demuxed and decoded by FFmpeg's libraries (PyAV) while the bytes arrive."""
-
-    def __init__(self, encoding: str, *, on_samples: Callable[[], None]) -> None:
-        """Start the decoding thread, which waits for bytes."""
-        self._encoding = encoding
-        self._on_samples = on_samples
-        self._pipe = _Pipe()
-        self._blocks: deque[Samples] = deque()
-        self.n_pushed = 0
-        self._n_decoded = self._n_pulled = 0  # samples
-        self._error: AudioError | None = None
-        self._is_done = False
-        self._thread = threading.Thread(target=self._decode, name=f"decode-{encoding}", daemon=True)
-        self._thread.start()
-
-    @property
-    def n_taken(self) -> int:
-        """Every byte pushed: what the demuxer still holds back cannot be told apart."""
-        return self.n_pushed
-
-    @property
-    def waiting_s(self) -> float:
-        """Seconds of audio pushed and not pulled; what is not decoded yet is estimated from what is."""
-        n_read = self.n_pushed - self._pipe.n_waiting
-        bytes_per_s = float(_NOMINAL_BYTES_PER_S[self._encoding])
-        if self._n_decoded >= SAMPLE_RATE:
-            bytes_per_s = n_read * SAMPLE_RATE / self._n_decoded
-        return (self._n_decoded - self._n_pulled) / SAMPLE_RATE + self._pipe.n_waiting / bytes_per_s
-
-    def push(self, data: bytes) -> None:
-        """Add the next piece of the stream, cut anywhere."""
-        self.n_pushed += len(data)
-        self._pipe.write(data)
-
-    def end(self) -> None:
-        """No more bytes come."""
-        self._pipe.write(None)
-
-    def is_drained(self) -> bool:
-        """Whether the decoder is through with everything and it has been pulled."""
-        return self._is_done and not self._blocks and self._error is None
-
-    def close(self) -> None:
-        """Let the thread come to its end."""
-        self._pipe.close()
-
-    def pull(self) -> Samples:
-        """Take what has been decoded.
-
-        Raises:
-            AudioError: The bytes could not be decoded.
-        """
-        blocks = [self._blocks.popleft() for _ in range(len(self._blocks))]
-        if blocks:
-            samples = np.concatenate(blocks)
-            self._n_pulled += len(samples)
-            return samples
-        if self._error is not None:
-            raise self._error
-        return _NOTHING
-
-    def _decode(self) -> None:
-        try:
-            self._read_container()
-        except (av.FFmpegError, ValueError, IndexError) as error:
-            if self.n_pushed and not self._pipe.is_closed:
-                reason = getattr(error, "strerror", None) or str(error)
-                message = f"the bytes are no {self._encoding} stream ({reason}); check the encoding in start"
-                self._error = AudioError(message)
-        finally:
-            self._is_done = True
-            self._on_samples()
-
-    def _read_container(self) -> None:
-        resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
-        container = _CONTAINERS[self._encoding]
-        with av.open(
-            self._pipe, mode="r", format=container, options=_PROBE_OPTIONS, buffer_size=_PROBE_BYTES
-        ) as opened:
-            for frame in opened.decode(audio=0):
-                self._keep(resampler.resample(frame))
-            self._keep(resampler.resample(None))
-        if not self._n_decoded:
-            raise ValueError("no audio in it")
-
-    def _keep(self, frames: list[Any]) -> None:
-        for frame in frames:
-            samples = np.clip(frame.to_ndarray().reshape(-1).astype(np.float32), -1.0, 1.0)
-            self._n_decoded += len(samples)
-            self._blocks.append(samples)
-        self._on_samples()
-
-
-class _Pipe:
-    """A file for the demuxer whose reads wait for the client's next bytes."""
-
-    def __init__(self) -> None:
-        self._pieces: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._piece = b""
-        self._is_ended = False
-        self.is_closed = False
-        self._n_written = self._n_read = 0
-
-    @property
-    def n_waiting(self) -> int:
-        """Bytes written and not read."""
-        return self._n_written - self._n_read
-
-    def write(self, data: bytes | None) -> None:
-        """Add bytes, or None for the end."""
-        self._n_written += len(data or b"")
-        self._pieces.put(data)
-
-    def close(self) -> None:
-        """Let the reader find the end at once."""
-        self.is_closed = True
-        self._pieces.put(None)
-
-    def read(self, n_bytes: int) -> bytes:
-        """Up to ``n_bytes``, as soon as there are any; empty at the end."""
-        while not self._piece and not self._is_ended:
-            data = self._pieces.get()
-            if data is None:
-                self._is_ended = True
-            else:
-                self._piece = data
-        if self.is_closed:
-            return b""
-        part, self._piece = self._piece[:n_bytes], self._piece[n_bytes:]
-        self._n_read += len(part)
-        return part

@@ -10,10 +10,10 @@ from typing import Protocol
 
 from asr.errors import OptionError
 from service.config import Limits
-from service.messages import Command, Flush
+from service.messages import Command, Flush, Reply
 from service.metrics import Metrics
 from service.registry import Place
-from service.session import Action, Feed, Finish, Open, Resume, Session, State
+from service.session import Action, Feed, Finish, Open, Reopen, Resume, Session, State
 from service.stream_settings import AudioFormat, Output, StreamSettings
 
 # Messages and flushes that may wait before the server stops reading from the client that causes them.
@@ -66,6 +66,7 @@ class LiveSession:
     Attributes:
         session: The state machine.
         changed: Set whenever there may be something to send, or room to read on.
+        place: On the server; None before the first stream is open.
     """
 
     def __init__(self, session: Session, *, limits: Limits, metrics: Metrics) -> None:
@@ -80,6 +81,7 @@ class LiveSession:
         self.changed = asyncio.Event()
         self._limits = limits
         self._metrics = metrics
+        self.place: Place | None = None
         self._slot: SlotLike | None = None
         self._cleanup = contextlib.ExitStack()
         self._give_up: Callable[[], None] | None = None
@@ -131,7 +133,7 @@ class LiveSession:
         """
         start = self.session.start
         try:
-            slot = await batcher.open(start.audio, start.stream_settings, self._deliver)
+            slot = await batcher.open(start.audio, start.settings, self._deliver)
         except OptionError as error:
             self.refuse(error)
             return False
@@ -140,9 +142,17 @@ class LiveSession:
             slot.close()
             return False
         self._slot = slot
+        self.session.opened(now=_loop().time())
+        if self.place is None:
+            self._begin(place)
+        self.changed.set()
+        return True
+
+    def _begin(self, place: Place) -> None:
+        """Keep the place, and watch how long the session lasts."""
+        self.place, start = place, self.session.start
         self._cleanup.callback(place.release)
         self._cleanup.callback(_loop().call_later(self._limits.session_s, self._expire_session).cancel)
-        self.session.opened(now=_loop().time())
         self._metrics.sessions_started.inc()
         _log.info(
             "session %s started: %s, %d Hz, %d ms chunks",
@@ -151,8 +161,6 @@ class LiveSession:
             start.audio.sample_rate,
             start.settings.chunk_ms,
         )
-        self.changed.set()
-        return True
 
     def refuse(self, error: OptionError) -> None:
         """Tell the client why its start is refused; it may start again.
@@ -163,11 +171,11 @@ class LiveSession:
         self.session.refused(error)
         self.changed.set()
 
-    def receive(self, command: Command) -> Open | Resume | None:
+    def receive(self, command: Command | Reply) -> Open | Reopen | Resume | None:
         """Take what the client sent.
 
         Args:
-            command: As its frame was understood.
+            command: As its frame was understood, or what its protocol answers.
 
         Returns:
             What only the connection can do.
@@ -176,7 +184,7 @@ class LiveSession:
         if isinstance(action, Open | Resume):
             return action
         self._act(action)
-        return None
+        return action if isinstance(action, Reopen) else None
 
     def expire(self, code: str, message: str) -> None:
         """End in order because of a limit; see :meth:`service.session.Session.expire`.
@@ -225,7 +233,7 @@ class LiveSession:
                 slot.feed(data)
             case Flush() if slot:
                 slot.flush()
-            case Finish() if slot:
+            case Finish() | Reopen() if slot:
                 slot.finish()
         self._settle()
 
@@ -242,8 +250,10 @@ class LiveSession:
         session = self.session
         self._metrics.audio_s.inc(max(0.0, session.audio_s - self._counted_s))
         self._counted_s = max(session.audio_s, self._counted_s)
-        if session.state is State.ENDED and self._slot:
-            self._slot = None
+        if session.state is State.WAITING:
+            self._slot = None  # the one before has finished
+        if session.state is State.ENDED and self.place:
+            self._slot = self.place = None
             self._cleanup.close()
             self._metrics.sessions_ended.labels(session.outcome).inc()
             _log.info("session %s ended: %s, %.1f s of audio", session.id, session.outcome, session.audio_s)

@@ -47,8 +47,12 @@ async def _serve(config: ServerConfig, *, model: str, adapter: str, device: str)
         from service.batcher import Batcher
 
         async with Batcher(recognizer, n_slots=config.limits.max_streams) as batcher:
-            server.open_for(batcher, model=recognizer.name)
+            server.open_for(batcher, model=recognizer.name, languages=recognizer.languages)
             print(f"listening on {server.url}\nstreams at {server.stream_url}", flush=True)
+            if server.vosk_url:
+                print(f"vosk-server's protocol at {server.vosk_url}", flush=True)
+            if server.rest_url:
+                print(f"OpenAI's REST interface at {server.rest_url}", flush=True)
             await server.serve_forever()
             await server.close()
 

@@ -1,16 +1,16 @@
 """What a client asks of a session and what a session tells its client, in no wire format.
 
 A protocol adapter turns received frames into commands and messages into frames. Of the messages, recognition
-events and ``Flushed`` come from the batcher as they are.
+events, ``Flushed`` and, where the start asks for it, ``Progress`` come from the batcher as they are.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from asr.events import Event
 from service.config import Limits
-from service.stream_settings import AudioFormat, Flushed, StreamSettings
+from service.stream_settings import AudioFormat, Flushed, Progress, StreamSettings
 
 # Commands
 
@@ -22,26 +22,20 @@ class Start:
     Attributes:
         audio: What the client is going to send.
         settings: How it is to be recognised.
-        hotwords: Names and terms to expect.
         interim: Tell partials.
         words: Tell words with their times.
+        progress: Tell how far the audio has been recognised.
         resume_token: Of the session to go on with; all of the above is ignored then.
         last_seq: The newest message the client has of that session.
     """
 
     audio: AudioFormat = field(default_factory=AudioFormat)
     settings: StreamSettings = field(default_factory=StreamSettings)
-    hotwords: tuple[str, ...] = ()
     interim: bool = True
     words: bool = True
+    progress: bool = False
     resume_token: str | None = None
     last_seq: int = 0
-
-    @property
-    def stream_settings(self) -> StreamSettings:
-        """The settings for the batcher: hotwords reach the model as the end of its prompt."""
-        parts = [self.settings.prompt, ", ".join(self.hotwords)]
-        return replace(self.settings, prompt=" ".join(part for part in parts if part) or None)
 
 
 @dataclass(frozen=True)
@@ -70,14 +64,44 @@ class Ping:
 
 @dataclass(frozen=True)
 class Problem:
-    """A frame that is no command; ``field`` is the wrong one if there is one."""
+    """A frame that is no command; ``field`` is the wrong one if there is one. Fatal: the session ends."""
 
     code: str
     message: str
     field: str | None = None
+    fatal: bool = False
 
 
-Command = Start | Audio | Flush | Stop | Ping | Problem
+@dataclass(frozen=True)
+class Restart:
+    """Recognise what came so far as it was asked for, then go on with other settings; at first like Start."""
+
+    start: Start
+
+
+@dataclass(frozen=True)
+class Note:
+    """What a protocol leaves for itself: it comes back as a message, in its place among the others."""
+
+    content: object
+
+
+Command = Start | Restart | Audio | Flush | Stop | Ping | Problem | Note
+Frame = str | bytes
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a protocol answers by itself; sent in its place among the session's messages.
+
+    Attributes:
+        frames: As they are to be sent.
+        error: The code of the error that they tell, which counts as one; empty if they tell none.
+    """
+
+    frames: tuple[Frame, ...]
+    error: str = ""
+
 
 # Messages
 
@@ -138,4 +162,4 @@ class Close:
     reason: str = ""
 
 
-Message = Event | Ready | Ack | Pong | Error | Flushed | Done | Close
+Message = Event | Ready | Ack | Progress | Pong | Error | Flushed | Done | Reply | Note | Close

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
-from service.messages import Command, Error, Message
+from service.messages import Command, Error, Message, Note, Reply
 
 
 class Metrics:
@@ -28,13 +28,14 @@ class Metrics:
         )
         self.crashes = self._counter("crashes", "Sessions closed because of a fault of the server.")
 
-    def count_received(self, command: Command) -> None:
-        """Count a frame from a client.
+    def count_received(self, command: Command | Reply) -> None:
+        """Count what a client sent.
 
         Args:
-            command: As it was understood.
+            command: As its frame was understood; a reply counts when it is sent.
         """
-        self._received.labels(_type(command)).inc()
+        if not isinstance(command, Note | Reply):
+            self._received.labels(_type(command)).inc()
 
     def count_sent(self, message: Message) -> None:
         """Count a message to a client, and its code if it is an error.
@@ -45,6 +46,8 @@ class Metrics:
         self._sent.labels(_type(message)).inc()
         if isinstance(message, Error):
             self._errors.labels(message.code).inc()
+        elif isinstance(message, Reply) and message.error:
+            self._errors.labels(message.error).inc()
 
     def watch(self, name: str, meaning: str, read: Callable[[], float]) -> None:
         """Add a gauge.

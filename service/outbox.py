@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from asr.events import Final, Partial, SpeechEnded, SpeechStarted
 from service.messages import Ack, Close, Done, Message
-from service.stream_settings import Flushed
+from service.stream_settings import Flushed, Progress
 
 # Sent messages kept for a client that resumes. It lacks what was on its way when its connection broke, a few
 # dozen at most; an hour of dialogue makes about a thousand, with their words some megabytes.
@@ -65,8 +65,8 @@ class Outbox:
             case Partial():
                 self._drop(Partial)
                 self._newest_partial = message
-            case Ack():
-                self._drop(Ack)
+            case Ack() | Progress():
+                self._drop(type(message))
             case Final() if self._newest_partial and self._newest_partial.segment <= message.segment:
                 self._drop(Partial)
                 self._newest_partial = None

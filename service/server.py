@@ -7,12 +7,14 @@ import errno
 import logging
 import signal
 import ssl
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import cast
 
 from websockets.asyncio.server import Server as WebsocketServer
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
+from websockets.typing import Subprotocol
 
 from asr.errors import OptionError
 from service.auth import Tokens
@@ -22,10 +24,16 @@ from service.handshake import Doorkeeper
 from service.http import STREAM_PATH
 from service.live import BatcherLike
 from service.metrics import Metrics
+from service.protocol.dialect import Opening
 from service.registry import Registry
+from service.rest import RestApi
+from service.rest_server import RestServer
+from service.routes import VOSK
 
 _CLOSE_S = 5.0  # for the other side to answer a close frame
 _FINISH_S = 10.0  # for the model to recognise what is queued when a drain's time is over
+
+_ProcessRequest = Callable[[ServerConnection, Request], Response | None]
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +68,9 @@ class Server:
         self._hub: Hub | None = None  # None while the model loads
         self._stop = asyncio.Event()
         self._listener: WebsocketServer
+        self._listeners: list[WebsocketServer] = []
+        self._vosk: WebsocketServer | None = None
+        self._rest: RestServer | None = None
 
     async def __aenter__(self) -> Server:
         """Listen.
@@ -68,14 +79,26 @@ class Server:
             OptionError: The address cannot be used.
         """
         config = self._config
+        self._listener = await self._listen(config.port, "--port", self._process_request)
+        self._listeners.append(self._listener)
+        if config.vosk_port is not None:
+            self._vosk = await self._listen(config.vosk_port, "--vosk-port", self._process_vosk_request)
+            self._listeners.append(self._vosk)
+        if config.rest_port is not None:
+            await self._serve_rest(config.rest_port)
+        return self
+
+    async def _listen(self, port: int, option: str, process_request: _ProcessRequest) -> WebsocketServer:
+        config = self._config
         try:
-            self._listener = await serve(
+            return await serve(
                 self._handle,
                 config.host,
-                config.port,
+                port,
                 ssl=self._tls,
                 create_connection=StreamSocket,
-                process_request=self._process_request,
+                process_request=process_request,
+                select_subprotocol=_select_subprotocol,
                 # Audio does not get smaller, and each compressor takes up to 300 KiB; texts are small anyway.
                 compression=None,
                 ping_interval=None,  # see Connection
@@ -84,8 +107,34 @@ class Server:
                 write_limit=WRITE_BUFFER,
             )
         except OSError as error:
-            raise OptionError(_listen_problem(error, config)) from error
-        return self
+            self._stop_listening()
+            raise OptionError(_listen_problem(error, config.host, port, option)) from error
+
+    def _stop_listening(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+
+    async def _serve_rest(self, port: int) -> None:
+        config = self._config
+        api = RestApi(
+            self._doorkeeper,
+            lambda: self._hub,
+            allow_origins=config.allow_origins,
+            upload_bytes=config.upload_bytes,
+        )
+        try:
+            self._rest = RestServer(
+                api.app,
+                host=config.host,
+                port=port,
+                tls_cert=config.tls_cert,
+                tls_key=config.tls_key,
+                patience_s=config.limits.drain_s,
+            )
+        except OSError as error:
+            self._stop_listening()
+            raise OptionError(_listen_problem(error, config.host, port, "--rest-port")) from error
+        await self._rest.start()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -96,36 +145,52 @@ class Server:
     async def close(self) -> None:
         """Close every connection and give up every session; the batcher must still be there."""
         self._doorkeeper.closed_because = "shutting down"
-        self._listener.close()
-        await self._listener.wait_closed()
+        self._stop_listening()
+        if self._rest:
+            await self._rest.stop()
+        for listener in self._listeners:
+            await listener.wait_closed()
         for live in self._registry:
             self._registry.forget(live)
 
     @property
     def port(self) -> int:
         """Where it listens."""
-        port: int = self._listener.sockets[0].getsockname()[1]
-        return port
+        return _port(self._listener)
 
     @property
     def url(self) -> str:
         """Address of the browser page."""
-        return f"{'https' if self._tls else 'http'}://{self._authority}"
+        return f"{self._scheme}://{self._authority(self.port)}"
 
     @property
     def stream_url(self) -> str:
         """Address of the websocket."""
-        return f"{'wss' if self._tls else 'ws'}://{self._authority}{STREAM_PATH}"
+        return f"{self._websocket_scheme}://{self._authority(self.port)}{STREAM_PATH}"
 
-    def open_for(self, batcher: BatcherLike, *, model: str) -> None:
+    @property
+    def vosk_url(self) -> str | None:
+        """Address for clients of vosk-server, if they are served."""
+        return f"{self._websocket_scheme}://{self._authority(_port(self._vosk))}" if self._vosk else None
+
+    @property
+    def rest_url(self) -> str | None:
+        """Address of OpenAI's REST interface, if it is offered: the SDKs' base URL."""
+        return f"{self._scheme}://{self._authority(self._rest.port)}/v1" if self._rest else None
+
+    def open_for(self, batcher: BatcherLike, *, model: str, languages: tuple[str, ...] = ()) -> None:
         """Take sessions from now on.
 
         Args:
             batcher: Recognises their streams; outlives the server.
             model: Its name, for clients.
+            languages: Codes that it takes; empty if that is not known.
         """
         config, metrics = self._config, self._metrics
-        self._hub = Hub(batcher, model, self._registry, config.limits, config.defaults, metrics)
+        self._hub = Hub(batcher, model, self._registry, config.limits, metrics)
+        self._doorkeeper.opening = Opening(
+            defaults=config.defaults, limits=config.limits, model=model, languages=languages
+        )
         metrics.watch(
             "sessions", "Sessions, those without a connection included.", lambda: len(self._registry)
         )
@@ -161,6 +226,8 @@ class Server:
             if connection.is_waiting:
                 connection.shut_down()
         drain_s = self._config.limits.drain_s
+        if self._rest:
+            self._rest.take_no_more()
         _log.info("shutting down: %d sessions may go on for %g s", len(self._registry), drain_s)
         if await self._is_empty_within(drain_s):
             return
@@ -194,6 +261,9 @@ class Server:
     def _process_request(self, websocket: ServerConnection, request: Request) -> Response | None:
         return self._doorkeeper.answer(cast(StreamSocket, websocket), request)
 
+    def _process_vosk_request(self, websocket: ServerConnection, request: Request) -> Response | None:
+        return self._doorkeeper.open(cast(StreamSocket, websocket), request, VOSK)
+
     def _reload_tokens(self) -> None:
         if self._tokens:
             try:
@@ -205,9 +275,27 @@ class Server:
         return sum(live.queued_s for live in self._registry)
 
     @property
-    def _authority(self) -> str:
+    def _scheme(self) -> str:
+        return "https" if self._tls else "http"
+
+    @property
+    def _websocket_scheme(self) -> str:
+        return "wss" if self._tls else "ws"
+
+    def _authority(self, port: int) -> str:
         host = self._config.host or "localhost"
-        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _port(listener: WebsocketServer) -> int:
+    port: int = listener.sockets[0].getsockname()[1]
+    return port
+
+
+def _select_subprotocol(websocket: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    """Take what the path's protocol wants; a client that offers something else is let in without any."""
+    wanted = cast(StreamSocket, websocket).subprotocols_wanted
+    return next((each for each in offered if each in wanted), None)
 
 
 def _tls(config: ServerConfig) -> ssl.SSLContext | None:
@@ -226,10 +314,8 @@ def _tls(config: ServerConfig) -> ssl.SSLContext | None:
     return context
 
 
-def _listen_problem(error: OSError, config: ServerConfig) -> str:
+def _listen_problem(error: OSError, host: str, port: int, option: str) -> str:
     if error.errno == errno.EADDRINUSE:
-        return (
-            f"port {config.port} on {config.host} is in use; stop the other program or choose another --port"
-        )
+        return f"port {port} on {host} is in use; stop the other program or choose another {option}"
     reason = error.strerror or str(error)
-    return f"cannot listen on {config.host} port {config.port} ({reason}); check --host and --port"
+    return f"cannot listen on {host} port {port} ({reason}); check --host and {option}"

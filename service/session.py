@@ -4,6 +4,7 @@ It knows no wire format, no socket and no clock. Messages go to its outbox, acti
 
             Start            opened             Stop, or a limit          Finished, Failed
     WAITING ────> Open ────> STREAMING ────> Finish, FINISHING ────> ENDED: the outbox holds the farewell
+       │                       └── Restart ──> Reopen, RESTARTING ── Finished ──> WAITING for the next Open
        └──────> Resume ────> the session of that token goes on, this one is dropped
 """
 
@@ -24,15 +25,19 @@ from service.messages import (
     Done,
     Error,
     Flush,
+    Note,
     Ping,
     Pong,
     Problem,
     Ready,
+    Reply,
+    Restart,
     Start,
     Stop,
 )
 from service.outbox import Outbox
-from service.stream_settings import Failed, Finished, Flushed, Output
+from service.splice import Splice
+from service.stream_settings import Failed, Finished, Flushed, Output, Progress
 from service.unfinished import UnfinishedSegments
 
 MAX_ERRORS = 50  # recoverable ones, on one connection
@@ -50,6 +55,7 @@ class State(Enum):
 
     WAITING = "waiting"
     STREAMING = "streaming"
+    RESTARTING = "restarting"
     FINISHING = "finishing"
     ENDED = "ended"
 
@@ -57,6 +63,11 @@ class State(Enum):
 @dataclass(frozen=True)
 class Open:
     """Open a stream as the session's start asks, then call ``opened`` or ``refused``."""
+
+
+@dataclass(frozen=True)
+class Reopen:
+    """Finish the stream; once the session is waiting again, open another one as for :class:`Open`."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ class Finish:
     """Finish the stream."""
 
 
-Action = Open | Resume | Feed | Flush | Finish
+Action = Open | Reopen | Resume | Feed | Flush | Finish
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,9 @@ class Session:
         self._limits = limits
         self._ending: _Ending | None = None
         self._unfinished = UnfinishedSegments()
+        self._splice = Splice()
+        self._next: Start | None = None  # of the stream that is to follow
+        self._bytes_before = 0  # received for the streams before
         self._n_errors = 0
         self._n_flushes = 0  # not answered yet
         self._acked_bytes = 0
@@ -141,11 +155,11 @@ class Session:
         """Messages that wait for the client to read, and flushes that wait for their answer."""
         return len(self.outbox) + self._n_flushes
 
-    def receive(self, command: Command, *, now: float) -> Action | None:
+    def receive(self, command: Command | Reply, *, now: float) -> Action | None:
         """Take what the client sent.
 
         Args:
-            command: A command or what was wrong with a frame.
+            command: A command, what was wrong with a frame, or what its protocol answers.
             now: Seconds on any clock that only goes forward.
 
         Returns:
@@ -154,13 +168,23 @@ class Session:
         if self.state is State.ENDED:
             return None
         match command:
+            case Problem(fatal=True):
+                return self.expire(command.code, command.message)
             case Problem():
                 return self._complain(command)
+            case Note():
+                self.outbox.put(command)
+                return None
+            case Reply():
+                self.outbox.put(command)
+                return self._count_error() if command.error else None
             case Ping():
                 self.outbox.put(Pong(command.id))
                 return None
             case Start():
                 return self._begin(command)
+            case Restart(start) if self.state is State.WAITING:
+                return self._begin(start)
             case Audio(data=b""):
                 return None
         if self.state is State.WAITING:
@@ -175,6 +199,9 @@ class Session:
             return self._finish(_Ending("stop"))
         if isinstance(command, Audio):
             return self._hear(command.data, now)
+        if isinstance(command, Restart):
+            self._next, self.state = command.start, State.RESTARTING
+            return Reopen()
         self._n_flushes += 1
         return command
 
@@ -206,7 +233,12 @@ class Session:
         """
         if self.state is State.ENDED:
             return
-        match output:
+        if isinstance(output, Finished) and self._next and self._ending is None:
+            self._splice.next_stream(output)
+            self.start, self._next, self.state = self._next, None, State.WAITING
+            self.audio_s, self._bytes_before = self._splice.audio_s, self.n_bytes
+            return
+        match output := self._splice.place(output):
             case Partial():
                 self._unfinished.show(output)
                 if self.start.interim:
@@ -219,6 +251,9 @@ class Session:
             case Flushed():
                 self._n_flushes -= 1
                 self.outbox.put(output)
+            case Progress():
+                if self.start.progress:
+                    self.outbox.put(output)
             case Finished():
                 self._finished(output)
             case Failed(error=AudioError() as error):
@@ -305,7 +340,7 @@ class Session:
         is_second_heard = False
         if audio.bytes_per_frame:
             bytes_per_s = audio.bytes_per_frame * audio.sample_rate
-            self.audio_s = self.n_bytes / bytes_per_s
+            self.audio_s = self._splice.audio_s + (self.n_bytes - self._bytes_before) / bytes_per_s
             is_second_heard = n_new >= bytes_per_s * _ACK_S
         if is_second_heard or now - self._acked_at >= _ACK_S:
             self._acked_at, self._acked_bytes = now, self.n_bytes
@@ -314,17 +349,19 @@ class Session:
 
     def _complain(self, problem: Problem) -> Action | None:
         self.outbox.put(Error(problem.code, problem.message, field=problem.field))
+        return self._count_error()
+
+    def _count_error(self) -> Action | None:
         self._n_errors += 1
         if self._n_errors <= MAX_ERRORS:
             return None
         return self.expire("too_many_errors", f"more than {MAX_ERRORS} errors; correct the client")
 
     def _finish(self, ending: _Ending) -> Action | None:
-        is_first = self.state is State.STREAMING
-        if is_first or ending.cause == "too_many_errors":
+        before, self.state = self.state, State.FINISHING
+        if before is not State.FINISHING or ending.cause == "too_many_errors":
             self._ending = ending
-        self.state = State.FINISHING
-        return Finish() if is_first else None
+        return Finish() if before is State.STREAMING else None  # RESTARTING: it is finishing already
 
     def _finished(self, output: Finished) -> None:
         ending = self._ending

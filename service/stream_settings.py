@@ -12,6 +12,9 @@ from asr.events import Event
 _BYTES_PER_SAMPLE = {"pcm_s16le": 2, "pcm_f32le": 4, "mulaw": 1, "alaw": 1}
 COMPRESSED_ENCODINGS = ("flac", "ogg_opus")
 ENCODINGS = (*_BYTES_PER_SAMPLE, *COMPRESSED_ENCODINGS)
+# For the protocols of others, whose clients do not always say what they send.
+OPUS = "opus"  # Opus packets, one a push; or in Ogg or WebM, as their first bytes tell
+CONTAINER = "container"  # WAV, Ogg, WebM, FLAC, MP3 or AAC, as the first bytes tell
 
 
 @dataclass(frozen=True)
@@ -19,9 +22,9 @@ class AudioFormat:
     """How a client's bytes are to be read.
 
     Attributes:
-        encoding: One of ``ENCODINGS``; samples of several channels are interleaved.
-        sample_rate: In Hz; flac and ogg_opus say their own.
-        channels: They are averaged; flac and ogg_opus say their own.
+        encoding: One of ``ENCODINGS``, ``OPUS``, ``CONTAINER``; samples of several channels are interleaved.
+        sample_rate: In Hz; compressed audio and containers say their own.
+        channels: They are averaged; compressed audio and containers say their own.
     """
 
     encoding: str = "pcm_s16le"
@@ -37,7 +40,11 @@ class AudioFormat:
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """How a stream is recognised; :meth:`asr.Recognizer.stream` says what the values mean."""
+    """How a stream is recognised; :meth:`asr.Recognizer.stream` says what the values mean.
+
+    Attributes:
+        hotwords: Names and terms to expect.
+    """
 
     decoder: str = "whisper"
     chunk_ms: int = 300
@@ -47,6 +54,13 @@ class StreamSettings:
     second_pass: bool = False
     silence_ms: int = 800
     max_segment_s: float = 30.0
+    hotwords: tuple[str, ...] = ()
+
+    @property
+    def full_prompt(self) -> str | None:
+        """The prompt with the hotwords behind it, for a recogniser that knows no other way to expect them."""
+        parts = [self.prompt, ", ".join(self.hotwords)]
+        return " ".join(part for part in parts if part) or None
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,17 @@ class Flushed:
     """Everything fed before the flush is final; ``samples`` were heard, at 16 kHz."""
 
     samples: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Everything up to ``time``, in 16 kHz samples, has been recognised; what follows has not been heard.
+
+    ``n_due`` more samples are needed before any of them are.
+    """
+
+    time: int
+    n_due: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,4 +96,4 @@ class Failed:
     error: Exception
 
 
-Output = Event | Flushed | Finished | Failed
+Output = Event | Flushed | Progress | Finished | Failed

@@ -14,12 +14,13 @@ from contextlib import asynccontextmanager
 
 from asr.errors import AudioError, OptionError
 from asr.events import SAMPLE_RATE, Event, Final, Partial, SpeechEnded, SpeechStarted, Word
-from service.stream_settings import AudioFormat, Failed, Finished, Flushed, Output, StreamSettings
+from service.stream_settings import AudioFormat, Failed, Finished, Flushed, Output, Progress, StreamSettings
 
 WORD = SAMPLE_RATE // 4
 WORDS_PER_SEGMENT = 4
 BAD_AUDIO = b"\xbd" * 4  # a feed that begins so cannot be decoded
 BROKEN_MODEL = b"\xbe" * 4  # a feed that begins so breaks the model
+QUIET = b"\xbf" * 4  # a feed that begins so is silence: it ends the segment, and speech begins after it
 
 Deliver = Callable[[Sequence[Output]], None]
 
@@ -39,6 +40,7 @@ class FakeSlot:
         self._work: list[bytes | str] = []
         self._n_bytes = self._n_words = self._segment = 0
         self._words: list[Word] = []
+        self._is_speaking = self._is_voice_told = False
 
     @property
     def queued_s(self) -> float:
@@ -70,11 +72,15 @@ class FakeSlot:
         """Does one piece of work."""
         work = self._work.pop(0)
         if isinstance(work, bytes):
-            return self._fail(work) if work.startswith((BAD_AUDIO, BROKEN_MODEL)) else self._hear(work)
+            if work.startswith((BAD_AUDIO, BROKEN_MODEL)):
+                return self._fail(work)
+            events = self._rest(work) if work.startswith(QUIET) else self._hear(work)
+            return [*events, Progress(self._now, 1)]
         if work == "flush":
-            return [*self._close_segment(), Flushed(self._now)]
+            return [*self._close_segment(), Flushed(self._now), Progress(self._now, 1)]
         self.close()
-        return [*self._close_segment(), Finished(self._now / SAMPLE_RATE, 0.1)]
+        ended = [SpeechEnded(self._now)] if self._is_voice_told and not self._words else []
+        return [*ended, *self._close_segment(), Finished(self._now / SAMPLE_RATE, 0.1)]
 
     @property
     def _now(self) -> int:
@@ -87,7 +93,9 @@ class FakeSlot:
         return [Failed(RuntimeError("the model broke"))]
 
     def _hear(self, data: bytes) -> list[Output]:
-        events: list[Output] = [] if self._n_bytes else [SpeechStarted(0)]
+        events: list[Output] = [] if self._is_speaking else [SpeechStarted(self._now)]
+        self._is_voice_told = self._is_voice_told or not self._is_speaking
+        self._is_speaking = True
         self._n_bytes += len(data)
         while self._now >= (self._n_words + 1) * WORD:
             start = self._n_words * WORD
@@ -99,10 +107,20 @@ class FakeSlot:
                 events += self._close_segment()
         return events
 
+    def _rest(self, data: bytes) -> list[Event]:
+        before = self._now
+        self._n_bytes += len(data)
+        self._n_words = -(-self._now // WORD)
+        self._is_speaking = False
+        ended: list[Event] = [SpeechEnded(before)] if self._is_voice_told and not self._words else []
+        self._is_voice_told = False
+        return [*ended, *self._close_segment()]
+
     def _close_segment(self) -> list[Event]:
         if not self._words:
             return []
         words, self._words = tuple(self._words), []
+        self._is_voice_told = False
         end = words[-1].end
         text = " ".join(word.text for word in words)
         final = Final(self._segment, text, words, words[0].start, end, False, self._now)
@@ -166,6 +184,7 @@ def main() -> int:
 
     class FakeRecognizer:
         name = "fake"
+        languages = ("en",)
 
     @asynccontextmanager
     async def batcher(recognizer: FakeRecognizer, *, n_slots: int) -> AsyncIterator[FakeBatcher]:

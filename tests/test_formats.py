@@ -12,7 +12,8 @@ import pytest
 import webvtt
 
 from asr.events import SAMPLE_RATE, Final, SpeechStarted, Transcript, Word
-from clients.formats import AtomicFile, event_line, one_line, output_stems, render
+from asr.subtitles import one_line
+from clients.formats import AtomicFile, event_line, output_stems, render
 
 LONG = (
     "And so, my fellow Americans, ask not what your country can do for you. Ask what you can do "

@@ -59,8 +59,9 @@ def test_every_field_of_start_arrives() -> None:
         something_new={"a": 1},
     ) == Start(
         audio=AudioFormat("mulaw", 8000, 2),
-        settings=StreamSettings("whisper", 80, 2, "en", "Dear Sir", True, 500, 10.0),
-        hotwords=("foresound", "Whisper"),
+        settings=StreamSettings(
+            "whisper", 80, 2, "en", "Dear Sir", True, 500, 10.0, hotwords=("foresound", "Whisper")
+        ),
         interim=False,
         words=False,
         resume_token="abc",
@@ -69,10 +70,10 @@ def test_every_field_of_start_arrives() -> None:
 
 
 def test_hotwords_end_the_prompt() -> None:
-    """The model's prompt is the client's with the hotwords behind it."""
-    assert start(prompt="Dear Sir.", hotwords=["Ann", "Bo"]).stream_settings.prompt == "Dear Sir. Ann, Bo"
-    assert start(hotwords=["Ann"]).stream_settings.prompt == "Ann"
-    assert start(prompt="").stream_settings.prompt is None
+    """Where a recogniser takes no hotwords, its prompt is the client's with the hotwords behind it."""
+    assert start(prompt="Dear Sir.", hotwords=["Ann", "Bo"]).settings.full_prompt == "Dear Sir. Ann, Bo"
+    assert start(hotwords=["Ann"]).settings.full_prompt == "Ann"
+    assert start(prompt="").settings.full_prompt is None
 
 
 @pytest.mark.parametrize(("latency", "ms"), [("minimal", 80), ("low", 160), ("medium", 300), ("high", 600)])

@@ -223,11 +223,14 @@ async def test_cancelled_file(chromium: Chromium, wav: Path) -> None:
 
 @asynchronous
 async def test_leaving_the_page(chromium: Chromium) -> None:
-    """Who leaves while recording gives the place on the server back at once."""
+    """Who leaves while recording gives the place on the server back at once.
+
+    The page is told that it is left, and stays: a browser that really goes on may drop what a page says last.
+    """
     async with PageServer() as server, chromium.page(server.url) as page:
         await page.click("#main")
         await page.wait_for("document.querySelector('.word')")
-        await page.navigate("about:blank")
+        await page.evaluate("dispatchEvent(new PageTransitionEvent('pagehide'))")
         while not server.sessions[0].is_done:
             await asyncio.sleep(0.02)
 

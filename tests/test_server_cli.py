@@ -36,7 +36,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "--host 0.0.0.0 --port 1 --model base --adapter none --decoder whisper --chunk-ms 80 --max-streams 2 "
         "--tls-cert c --tls-key k --token-file t --threads 3 --device cuda --idle-s 1 --session-s 2 "
         "--resume-s 3 --drain-s 4 --queue-s 5 --max-message-bytes 6000 "
-        "--allow-origin https://a.b --allow-origin *"
+        "--allow-origin https://a.b --allow-origin * --vosk-port 2700 --rest-port 0 --max-upload-bytes 7"
     )
     config, rest = parsed(monkeypatch, *text.split())
     assert config == ServerConfig(
@@ -50,6 +50,9 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         tls_cert=Path("c"),
         tls_key=Path("k"),
         allow_origins=("https://a.b", "*"),
+        vosk_port=2700,
+        rest_port=0,
+        upload_bytes=7,
     )
     assert rest == {"model": "base", "adapter": "none", "device": "cuda", "threads": 3}
     assert parsed(monkeypatch, "--host", "::", "--no-auth")[0].no_auth
@@ -84,11 +87,12 @@ def test_mistakes_are_one_line(arguments: str, message: str, tmp_path: Path, cap
     assert error.startswith(f"foresound: error: {message.format(file=file)}") and error.count("\n") == 1
 
 
-def test_a_port_in_use_is_one_line(capsys: Any) -> None:
+@pytest.mark.parametrize("option", ["--port", "--vosk-port", "--rest-port"])
+def test_a_port_in_use_is_one_line(option: str, capsys: Any) -> None:
     """Also that is found out before the model is loaded."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert main(["serve", "--port", str(port)]) == 2
+        assert main(["serve", "--port", "0", option, str(port)]) == 2
     error = capsys.readouterr().err
     assert (
         error.startswith(f"foresound: error: port {port} on 127.0.0.1 is in use") and error.count("\n") == 1

@@ -101,10 +101,11 @@ def test_every_format_on_stdout(wav: Callable[..., str], capsys: Any) -> None:
 def test_options_reach_the_stream(wav: Callable[..., str], fake: FakeRecognizer, capsys: Any) -> None:
     """Each option has its place in Recognizer.stream."""
     options = ["--chunk-ms", "80", "--beam", "3", "--language", "en", "--prompt", "Hi.", "--second-pass"]
+    options += ["--hotwords", "Ann, Bo Lee,"]
     assert main(["transcribe", wav(), *options]) == 0
     assert fake.options == [
         {"decoder": "whisper", "chunk_ms": 80, "beam_size": 3, "language": "en", "prompt": "Hi."}
-        | {"second_pass": True}
+        | {"hotwords": ["Ann", "Bo Lee"], "second_pass": True}
     ]
     assert capsys.readouterr().out == "W0 W1 W2 W3\nW4 W5\n"
 

@@ -73,6 +73,7 @@ class App {
       if (this.#session) event.preventDefault();
     });
     // A place on the server that is left without a word is kept for a while, in case the page comes back.
+    // The word may be lost when the browser is in a hurry.
     addEventListener("pagehide", () => this.#session?.cancel());
     this.#acceptDrops();
     setInterval(() => this.#drawMeters(), METERS_MS);

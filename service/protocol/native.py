@@ -1,11 +1,13 @@
 """The native protocol: JSON texts and binary audio from and to a session's messages and commands.
 
-No sockets here: :func:`parse` and :func:`encode` are functions of what they are given.
+No sockets here: :func:`parse` and :func:`encode` are functions of what they are given, and
+:class:`NativeDialect` calls them.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -14,6 +16,7 @@ from asr.events import Final, Partial, SpeechEnded, SpeechStarted, event_to_dict
 from service.messages import (
     Ack,
     Audio,
+    Close,
     Command,
     Done,
     Error,
@@ -27,6 +30,7 @@ from service.messages import (
     Stop,
 )
 from service.outbox import Outgoing
+from service.protocol.dialect import Dialect, Frame, Opening, Reply
 from service.protocol.native_models import (
     LATENCY_MS,
     ClientMessage,
@@ -48,6 +52,57 @@ _MODELS: dict[str, type[BaseModel]] = {
 _JSON: TypeAdapter[Any] = TypeAdapter(Any)
 _CLIENT_MESSAGE: TypeAdapter[ClientMessage] = TypeAdapter(ClientMessage)
 _MAX_SHOWN = 60  # characters of a wrong value in an error
+
+
+class NativeDialect(Dialect):
+    """The native protocol on one connection."""
+
+    is_resumable = True
+    crash_code = 4500
+
+    def __init__(self, defaults: StreamSettings) -> None:
+        """Begin before start.
+
+        Args:
+            defaults: The server's settings for what a start message leaves out.
+        """
+        self._defaults = defaults
+        self._words = True
+
+    def receive(self, frame: Frame) -> Sequence[Command | Reply]:
+        """See :func:`parse`.
+
+        Args:
+            frame: As received.
+        """
+        return (parse(frame, self._defaults),)
+
+    def send(self, outgoing: Outgoing) -> Sequence[Frame]:
+        """See :func:`encode`.
+
+        Args:
+            outgoing: As in :class:`~service.protocol.dialect.Dialect`.
+        """
+        if isinstance(outgoing.message, Ready):
+            self._words = outgoing.message.start.words
+        return (encode(outgoing, words=self._words),)
+
+    def close(self, close: Close) -> tuple[Sequence[Frame], int, str]:
+        """Close as the session says.
+
+        Args:
+            close: The session's wish.
+        """
+        return (), close.code, close.reason
+
+
+def open_dialect(opening: Opening) -> NativeDialect:
+    """Speak the native protocol; nothing in its address can be wrong.
+
+    Args:
+        opening: Of the connection.
+    """
+    return NativeDialect(opening.defaults)
 
 
 def parse(frame: str | bytes, defaults: StreamSettings) -> Command:
@@ -123,8 +178,8 @@ def _start(message: StartMessage, defaults: StreamSettings) -> Command:
             second_pass=message.second_pass,
             silence_ms=message.endpointing.silence_ms,
             max_segment_s=message.endpointing.max_segment_s,
+            hotwords=tuple(message.hotwords),
         ),
-        hotwords=tuple(message.hotwords),
         interim=message.interim,
         words=message.words,
         resume_token=message.resume_token,
@@ -222,7 +277,7 @@ def _ready(ready: Ready) -> dict[str, Any]:
                 "max_segment_s": settings.max_segment_s,
             },
             "prompt": settings.prompt,
-            "hotwords": list(start.hotwords),
+            "hotwords": list(settings.hotwords),
         },
         "limits": {
             "message_bytes": limits.message_bytes,
