@@ -7,7 +7,7 @@ of the model are asked for by generators, which are sent the results.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
 import torch
@@ -15,11 +15,13 @@ from torch import Tensor
 
 from asr.anchor import Anchor, anchor_after_words, anchor_in_pause, anchor_in_speech
 from asr.encoder import MEL_PER_FRAME
-from asr.engine import Text
+from asr.engine import Engine, Text
 from asr.events import SAMPLE_RATE
 from asr.features import LogMel
-from asr.listener import LAST_POSITION_SHARE, LONG_WINDOW
+from asr.listener import LAST_POSITION_SHARE, LONG_WINDOW, Listener, StreamOptions
+from asr.slots import Slot
 from asr.transducer_reader import Reading, ReadJob, Then, TransducerReader
+from asr.waits import Waits
 from asr.window import Window
 from asr.words import Token, Vocabulary
 
@@ -36,9 +38,11 @@ class TransducerListener:
     Attributes:
         window: The encoder's window.
         text: Tokenizer, vocabulary and rules of the language that is spoken.
-        waits: Head frames that each head frame waited, since they were last taken away.
+        end_silence: Samples of silence after which the last words of a stream are read.
+        waits: How long each frame read so far waited.
     """
 
+    end_silence = 3 * SAMPLE_RATE // 5
     has_old_draft = False  # a restarted window need not hear open words again
 
     def __init__(
@@ -53,7 +57,7 @@ class TransducerListener:
             language: Code of the language that is spoken.
         """
         self.window = window
-        self.waits: list[int] = []
+        self.waits = Waits(reader.timing.lag)
         self._texts = texts
         self.set_language(language)
         self._reader = reader
@@ -86,6 +90,11 @@ class TransducerListener:
     def heard(self) -> int:
         """Sample before which every word that ended has come out."""
         return self._reader.end - LATE
+
+    @property
+    def decoded(self) -> int:
+        """Sample up to which the text has been read: everything until the last words have come out."""
+        return self.heard
 
     @property
     def last_peak(self) -> int:
@@ -133,8 +142,13 @@ class TransducerListener:
         """Read all that is real; what is accepted from now on until :meth:`flush` is silence."""
         return (yield from self._read("listen"))
 
-    def flush(self) -> Steps[list[Token]]:
-        """Read everything heard as if only the silence followed, and forget the silence."""
+    def flush(self, *, n_in_segment: int) -> Steps[list[Token]]:
+        """Read and commit everything heard as if only the silence followed, and forget the silence.
+
+        Args:
+            n_in_segment: Not needed.
+        """
+        del n_in_segment
         return (yield from self._read("flush"))
 
     def finish(self) -> Steps[list[Token]]:
@@ -149,6 +163,20 @@ class TransducerListener:
     def forget_final_mark(self) -> None:
         """Go on as if the committed text had not ended with a full stop: the speech has not ended there."""
         self._reader.forget_final_mark()
+
+    def align(self, tokens: Sequence[Token], *, start: int) -> Steps[list[Token]]:
+        """Nothing is to be done: tokens come with their times.
+
+        Args:
+            tokens: Any.
+            start: Not needed.
+
+        Returns:
+            The same tokens.
+        """
+        del start
+        yield from ()
+        return list(tokens)
 
     def restart_in_speech(self) -> None:
         """Move the window on to a few seconds ago."""
@@ -177,5 +205,32 @@ class TransducerListener:
         frames = torch.cat(self._unread, dim=1)
         self._unread = []
         reading = yield ReadJob(self._reader, frames, self._first_unread, then)
-        self.waits += reading.waits
+        self.waits.frames.extend(reading.waits)
         return list(reading.tokens)
+
+
+def open_listener(engine: Engine, options: StreamOptions, slot: Slot) -> Listener | TransducerListener:
+    """What reads a stream.
+
+    Args:
+        engine: The recogniser's parts; with a head where the options ask for the transducer.
+        options: The stream's.
+        slot: Fresh.
+
+    Returns:
+        A fresh listener.
+    """
+    if options.transducer is None:
+        return Listener(engine, options, slot)
+    assert engine.head, "the transducer needs a head"
+    language = options.language or "en"
+    reader = TransducerReader(
+        engine.head,
+        engine.text(language).vocabulary,
+        policy=options.transducer.policy,
+        timing=options.transducer.timing,
+        beam_size=options.beam_size,
+        state=slot.head,
+    )
+    window = Window(engine.log_mel, options.chunking, slot, fills_cross=False)
+    return TransducerListener(window, reader, texts=engine.text, language=language)

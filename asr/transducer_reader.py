@@ -77,6 +77,7 @@ class TransducerReader:
 
     Attributes:
         beam_size: Hypotheses; 1 is greedy.
+        timing: When words are said.
         n_heard: Encoder frames heard.
     """
 
@@ -102,7 +103,7 @@ class TransducerReader:
         """
         self.beam_size = beam_size
         self._vocabulary = vocabulary
-        self._timing = timing
+        self.timing = timing
         self._state = head.init_state() if state is None else state
         self._state.restart(policy)
         self._search = make_search(head, beam_size=beam_size).init_state()
@@ -194,7 +195,7 @@ class TransducerReader:
 
     def _token(self, emission: Emission) -> Token:
         peak = (emission.frame + 1) * HEAD_FRAME_SAMPLES
-        span = max(0, peak - self._timing.lead), max(0, peak - self._timing.lag)
+        span = max(0, peak - self.timing.lead), max(0, peak - self.timing.lag)
         return Token(emission.token, emission.logprob, peak, span)
 
 

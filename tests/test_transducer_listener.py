@@ -21,6 +21,7 @@ from tests.tiny import tiny_whisper
 TOKENIZER = get_tokenizer(multilingual=False)
 VOCABULARY = Vocabulary(TOKENIZER)
 CHUNKING = Chunking.from_ms(300, left_context_s=3.0)
+CPU = torch.device("cpu")
 MODEL = tiny_whisper()
 ENCODER = CausalEncoder(MODEL.encoder)
 LOG_MEL = LogMel(80)
@@ -48,7 +49,7 @@ def _listener(head: TransducerHead) -> TransducerListener:
     return TransducerListener(
         Window(LOG_MEL, CHUNKING, slot),
         _reader(head),
-        texts=lambda language: Text(TOKENIZER, VOCABULARY, [language]),  # type: ignore[list-item]
+        texts=lambda language: Text(TOKENIZER, VOCABULARY, [language], 0, CPU),  # type: ignore[list-item]
         language="en",
     )
 
@@ -133,7 +134,7 @@ def test_every_frame_is_read_once_through_restarted_windows(head: TransducerHead
     tokens += _run(harness.listener.finish(), head) or []
     assert len(tokens) > 40
     assert _seen(tokens) == harness.expected()
-    assert len(harness.listener.waits) == len(harness.frames) // 2
+    assert len(harness.listener.waits.frames) == len(harness.frames) // 2
     assert harness.listener.draft == ()
 
 
@@ -148,9 +149,9 @@ def test_a_flush_reads_silence_that_was_never_there(head: TransducerHead) -> Non
     n_real, n_heard = len(harness.frames), harness.n_heard
     mark = harness.listener.window.mark()
     harness.feed(torch.zeros(1, 12_000), keep=False)
-    tokens += _run(harness.listener.flush(), head) or []
+    tokens += _run(harness.listener.flush(n_in_segment=0), head) or []
     assert harness.listener.draft == ()
-    assert len(harness.listener.waits) == n_real // 2
+    assert len(harness.listener.waits.frames) == n_real // 2
     before = [seen for seen in _seen(tokens) if seen[1] < (n_real // 2 - 8) * 640]
     assert before == [seen for seen in harness.expected(n_real) if seen[1] < (n_real // 2 - 8) * 640]
     harness.listener.window.go_back(mark)
@@ -161,7 +162,7 @@ def test_a_flush_reads_silence_that_was_never_there(head: TransducerHead) -> Non
     expected = [seen for seen in harness.expected() if seen[1] > settled]
     assert len(expected) > 3
     assert [seen for seen in _seen(later) if seen[1] > settled] == expected
-    assert len(harness.listener.waits) == len(harness.frames) // 2
+    assert len(harness.listener.waits.frames) == len(harness.frames) // 2
 
 
 @torch.inference_mode()
