@@ -258,8 +258,8 @@ class Recognizer:
         card = self._head_card
         if card is None:
             raise OptionError(
-                f"decoder 'transducer' needs a head and none is loaded with {self.name}; name the folder of one "
-                "that was trained on this model and adapter as head, or choose decoder 'whisper'"
+                f"decoder 'transducer' needs a head and none is loaded with {self.name}; give as head the "
+                "folder of one that was trained on this model and adapter, or choose decoder 'whisper'"
             )
         timing = EmissionTiming.from_ms(lead_ms=card.lead_ms, lag_ms=card.lag_ms)
         if latency is None:

@@ -31,8 +31,13 @@ class Waits:
         """How long the frames waited at which words came out.
 
         Args:
-            words: Of the stream; none if no frame has been read.
+            words: Of the stream.
+
+        Returns:
+            One for each word; none where there are no frames.
         """
+        if not self.frames:
+            return []
         last = len(self.frames) - 1
         ends = [(word.end + self.lag) // HEAD_FRAME_SAMPLES - 1 for word in words]
         return [HEAD_FRAME_MS * self.frames[min(max(end, 0), last)] for end in ends]

@@ -75,9 +75,7 @@ class Window:
         cross: The window's frames as the decoder sees them.
     """
 
-    def __init__(
-        self, log_mel: LogMel, chunking: Chunking, slot: Slot, *, fills_cross: bool = True
-    ) -> None:
+    def __init__(self, log_mel: LogMel, chunking: Chunking, slot: Slot, *, fills_cross: bool = True) -> None:
         """Start at the stream's first sample.
 
         Args:

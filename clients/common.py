@@ -97,7 +97,7 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
         "--head",
         default="auto",
         metavar="auto|none|DIR",
-        help="transducer head: the one shipped for the model and its adapter, none, or a folder (default: auto)",
+        help="transducer head: the one shipped for the model and adapter, none, or a folder (default: auto)",
     )
 
 

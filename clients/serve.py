@@ -80,7 +80,9 @@ def serve(args: argparse.Namespace) -> int:
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add_weights_arguments(parser)
     add = parser.add_argument
-    add("--decoder", choices=DECODERS, default="whisper", help="for clients that name none (default: whisper)")
+    add(
+        "--decoder", choices=DECODERS, default="whisper", help="for clients that name none (default: whisper)"
+    )
     add(
         "--latency",
         type=latency,

@@ -91,8 +91,8 @@ class StreamingClient:
             decoder: whisper or transducer.
             language: Language code.
             chunk_ms: Chunk size, 40 to 1000 in steps of 20.
-            latency: minimal, low, medium or high, instead of ``chunk_ms``; with the transducer also how far it
-                looks ahead, by name or as a number of ms.
+            latency: minimal, low, medium or high, instead of ``chunk_ms``; with the transducer also how far
+                it looks ahead, by name or as a number of ms.
             beam_size: 1 is greedy.
             interim: Send partials.
             words: Give events their words with times and confidences.

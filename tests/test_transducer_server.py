@@ -55,10 +55,10 @@ def test_each_client_chooses_decoder_and_latency(jfk: np.ndarray) -> None:
     @in_loop
     async def serve() -> None:
         defaults = StreamSettings(decoder="transducer", latency="low")
-        async with Server(ServerConfig(port=0, defaults=defaults)) as server:
-            async with Batcher(recognizer, n_slots=4) as batcher:
-                server.open_for(batcher, model="tiny", languages=("en",))
-                clients = await asyncio.gather(*(_transcribe(server, samples, **each) for each in choices))
+        config = ServerConfig(port=0, defaults=defaults)
+        async with Server(config) as server, Batcher(recognizer, n_slots=4) as batcher:
+            server.open_for(batcher, model="tiny", languages=("en",))
+            clients = await asyncio.gather(*(_transcribe(server, samples, **each) for each in choices))
         for client, options, texts in zip(clients, expected, alone, strict=True):
             assert client.received[0]["settings"].items() >= options.items()
             assert finals(client.received) == texts

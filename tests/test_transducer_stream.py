@@ -19,7 +19,7 @@ from asr.head_files import save_head
 from asr.recognizer import Recognizer
 from asr.second_pass import PendingFinal
 from asr.stream import Stream
-from asr.transducer_reader import ReadJob, Reading, read
+from asr.transducer_reader import Reading, ReadJob, read
 from tests.test_recognizer import check_invariants, hiss, play, play_together, told
 from tests.transducers import head_card, speaking_head, transducer_recognizer
 

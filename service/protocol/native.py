@@ -165,7 +165,8 @@ def _start(message: StartMessage, defaults: StreamSettings) -> Command:
         text = f"chunk_ms and latency are both given and mean the same for {decoder}; leave one out"
         return Problem("invalid_field", text, field="latency")
     if isinstance(latency, float) and not looks_ahead:
-        text = f"latency is {_shown(latency)}, which needs the transducer; expected one of {', '.join(LATENCY_MS)}"
+        names = ", ".join(LATENCY_MS)
+        text = f"latency is {_shown(latency)}; expected one of {names}, a number is for the transducer"
         return Problem("invalid_field", text, field="latency")
     chunk_ms = LATENCY_MS[latency] if isinstance(latency, str) else None
     return Start(

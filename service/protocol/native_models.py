@@ -36,9 +36,7 @@ class StartMessage(_Message):
         default="pcm_s16le", description="one of pcm_s16le, pcm_f32le, mulaw, alaw, flac, ogg_opus"
     )
     channels: int = Field(default=1, ge=1, le=8, description="an integer from 1 to 8")
-    decoder: str | None = Field(
-        default=None, max_length=100, description="whisper, transducer, or null"
-    )
+    decoder: str | None = Field(default=None, max_length=100, description="whisper, transducer, or null")
     language: str | None = Field(
         default=None, max_length=100, description="a language code such as en, or null"
     )
