@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from asr.dial import Dial
 from asr.errors import AdapterError
+from asr.frontier import ADAPTIVE, LookPolicy
 from asr.head import HeadConfig, TransducerHead
 from asr.weights import hash_weights
 
@@ -72,6 +73,11 @@ class HeadCard:
         """Write ``card.json``."""
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False)
         (folder / "card.json").write_text(text + "\n", encoding="utf-8")
+
+    def trained_policy(self) -> LookPolicy:
+        """How far frames looked in training: as their schedulers say, or in a reference always as far."""
+        fixed = self.training.get("fixed_look")
+        return LookPolicy(fixed=tuple(fixed)) if fixed else ADAPTIVE
 
     def read_dial(self) -> Dial | None:
         """The measured dial, None if there is none."""

@@ -31,7 +31,6 @@ from asr.engine import Engine
 from asr.errors import OptionError
 from asr.events import Event
 from asr.features import LogMel
-from asr.frontier import ADAPTIVE
 from asr.head import TransducerHead
 from asr.head_files import HeadCard, adapter_hash, load_head, shipped_head
 from asr.listener import StreamOptions, TransducerOptions
@@ -169,9 +168,9 @@ class Recognizer:
 
         Args:
             decoder: ``whisper``, or ``transducer``, which needs a head and looks ahead where it matters.
-            latency: How long the transducer's frames wait for the future on average, besides their chunk:
-                ``minimal``, ``low``, ``medium``, ``high``, or a number of ms; None is as the head was
-                trained.
+            latency: How far ahead the transducer's frames look on average: ``minimal``, ``low``, ``medium``,
+                ``high``, or a number of ms; None is as the head was trained. What lies in a frame's own chunk
+                is there anyway.
             chunk_ms: Audio per encoder step, 40 to 1000, a multiple of 20: smaller is sooner, larger better.
             beam_size: Hypotheses, 1 to 16; 1 is greedy.
             open_tokens: Newest tokens that are never committed before the segment ends, 0 to 16; the
@@ -263,7 +262,7 @@ class Recognizer:
             )
         timing = EmissionTiming.from_ms(lead_ms=card.lead_ms, lag_ms=card.lag_ms)
         if latency is None:
-            return TransducerOptions(ADAPTIVE, timing)
+            return TransducerOptions(card.trained_policy(), timing)
         dial = card.read_dial()
         if dial is None:
             raise OptionError(f"latency {latency!r} needs a dial, and this head's has not been measured")

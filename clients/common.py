@@ -115,8 +115,8 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--latency",
         type=latency,
         metavar="NAME|MS",
-        help="how long the transducer's frames wait on average, besides their chunk: minimal, low, medium, "
-        "high, or a number of ms (default: as it was trained)",
+        help="how far ahead the transducer's frames look on average: minimal, low, medium, high, or a number "
+        "of ms (default: as it was trained)",
     )
     add("--beam", type=positive_int, default=1, metavar="N", help="beam size, 1 is greedy (default: 1)")
     add("--second-pass", action="store_true", help="re-decode each finished segment with offline Whisper")

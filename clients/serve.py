@@ -87,7 +87,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--latency",
         type=latency,
         metavar="NAME|MS",
-        help="of --decoder transducer for clients that give none: how long its frames wait on average, "
+        help="of --decoder transducer for clients that give none: how far ahead its frames look on average, "
         "minimal, low, medium, high, or a number of ms (default: as it was trained)",
     )
     add(

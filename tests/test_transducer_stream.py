@@ -21,6 +21,7 @@ from asr.second_pass import PendingFinal
 from asr.stream import Stream
 from asr.transducer_reader import Reading, ReadJob, read
 from tests.test_recognizer import check_invariants, hiss, play, play_together, told
+from tests.tiny import tiny_whisper
 from tests.transducers import head_card, speaking_head, transducer_recognizer
 
 
@@ -251,3 +252,13 @@ def test_a_latency_is_a_position_of_the_dial(recognizer: Recognizer) -> None:
         LookPolicy(40.0),
         LookPolicy(80.0),
     ]
+
+
+def test_a_reference_looks_as_it_was_trained() -> None:
+    """A head whose frames always looked equally far does so in streams."""
+    model, card = tiny_whisper(), replace(head_card(), training={"fixed_look": [3, 1]}, dial=[])
+    reference = Recognizer(model, model, name="tiny", head=(speaking_head(), card))
+    stream = listen(reference, chunk_ms=40)
+    play(stream, hiss(1))
+    waits = stream.waits.frames_ms()
+    assert max(waits) == 160 and waits[3:-4] == [160] * (len(waits) - 7)

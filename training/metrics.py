@@ -15,9 +15,10 @@ Latency of a word
     Only words that match exactly in the minimal edit alignment count. It is negative when a word
     is shown before it has ended.
 Lookahead of a frame
-    How long the frame, and all before it, waited for frames that it chose to look at, counted from
-    its own end; 0 for a frame that looked at nothing, and for Whisper's decoder there is none. That
-    of a word is the lookahead of the frame at which its last token came out.
+    How much audio after its own end a frame of a transducer's needed, because it or a frame before
+    it chose to look at it, directly or through the layers below; whether that audio came in the same
+    chunk does not matter. That of a word is the lookahead of the frame at which its last token came
+    out. Whisper's decoder has none.
 Compute-unaware time
     Seconds of audio that had been fed when the call returned: what an infinitely fast computer
     would show, audio being heard in small blocks.
