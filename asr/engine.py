@@ -13,6 +13,7 @@ from whisper.model import Whisper
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from asr.biasing import Biasing, Strength, TokenTrie, spellings
+from asr.bpe import TruncatedBpe
 from asr.decoder import Decoder, DecoderJob, DecoderResult
 from asr.encoder import CausalEncoder
 from asr.features import LogMel
@@ -20,6 +21,7 @@ from asr.head import TransducerHead
 from asr.rules import Rule, default_rules
 from asr.slots import Slot, new_slot
 from asr.transducer_reader import Reading, ReadJob, read
+from asr.transducer_search import Hotwords
 from asr.vad import SileroVad
 from asr.window import WindowJob
 from asr.words import SPACELESS_LANGUAGES, Vocabulary
@@ -48,14 +50,31 @@ class Text:
 
     def biasing(self, hotwords: Sequence[str], strength: Strength) -> Biasing:
         """A rule that boosts terms in every spelling that the text may have."""
+        return self._hotwords(hotwords, strength, encode=self.encode, n_vocab=self.n_vocab).biasing
+
+    def hotwords(self, hotwords: Sequence[str], strength: Strength, *, n_tokens: int) -> Hotwords | None:
+        """The same in a transducer's vocabulary, the first ``n_tokens`` tokens; None without terms."""
+        if not hotwords:
+            return None
+        encode = TruncatedBpe.of(self.tokenizer, n_tokens).encode
+        return self._hotwords(hotwords, strength, encode=encode, n_vocab=n_tokens)
+
+    def _hotwords(
+        self,
+        hotwords: Sequence[str],
+        strength: Strength,
+        *,
+        encode: Callable[[str], list[int]],
+        n_vocab: int,
+    ) -> Hotwords:
         has_blanks = self.tokenizer.language not in SPACELESS_LANGUAGES
         texts = [text for term in hotwords for text in spellings(term, has_blanks=has_blanks)]
-        inside = self._inside if has_blanks else None
+        inside = self._inside[:n_vocab] if has_blanks else None
         trie = TokenTrie(
-            [self.encode(text) for text in texts],
+            [encode(text) for text in texts],
             is_inside=lambda token: inside is not None and bool(inside[token]),
         )
-        return Biasing(trie, strength, n_vocab=self.n_vocab, inside=inside, device=self.device)
+        return Hotwords(trie, Biasing(trie, strength, n_vocab=n_vocab, inside=inside, device=self.device))
 
     @cached_property
     def _inside(self) -> Tensor:

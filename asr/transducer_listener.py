@@ -224,12 +224,14 @@ def open_listener(engine: Engine, options: StreamOptions, slot: Slot) -> Listene
         return Listener(engine, options, slot)
     assert engine.head, "the transducer needs a head"
     language = options.language or "en"
+    text, n_tokens = engine.text(language), engine.head.config.n_tokens
     reader = TransducerReader(
         engine.head,
-        engine.text(language).vocabulary,
+        text.vocabulary,
         policy=options.transducer.policy,
         timing=options.transducer.timing,
         beam_size=options.beam_size,
+        hotwords=text.hotwords(options.hotwords, options.strength, n_tokens=n_tokens),
         state=slot.head,
     )
     window = Window(engine.log_mel, options.chunking, slot, fills_cross=False)

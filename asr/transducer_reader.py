@@ -9,7 +9,7 @@ E their width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -23,6 +23,7 @@ from asr.transducer_search import (
     BeamSearch,
     Emission,
     GreedySearch,
+    Hotwords,
     Hypothesis,
     SearchJob,
     SearchState,
@@ -89,6 +90,7 @@ class TransducerReader:
         policy: LookPolicy,
         timing: EmissionTiming,
         beam_size: int = 1,
+        hotwords: Hotwords | None = None,
         state: HeadState | None = None,
     ) -> None:
         """Begin a stream.
@@ -99,6 +101,7 @@ class TransducerReader:
             policy: How far frames look ahead.
             timing: The head's.
             beam_size: Hypotheses; 1 is greedy.
+            hotwords: Terms to expect, in the head's tokens.
             state: Preallocated memory, from now on the reader's alone; None allocates.
         """
         self.beam_size = beam_size
@@ -107,6 +110,7 @@ class TransducerReader:
         self._state = head.init_state() if state is None else state
         self._state.restart(policy)
         self._search = make_search(head, beam_size=beam_size).init_state()
+        self._search.hotwords = hotwords
         self.n_heard = 0
         self._n_released = 0  # head frames
         self._newest = 0  # head frame that some output has waited for
@@ -140,7 +144,7 @@ class TransducerReader:
             self._search.hypotheses = [Hypothesis((), context)]
 
     def _mark(self) -> _Mark:
-        search = SearchState(list(self._search.hypotheses), self._search.n_frames)
+        search = replace(self._search, hypotheses=list(self._search.hypotheses))
         return _Mark(self.n_heard, self._n_released, self._newest, self._state.mark(), search)
 
     def _go_back(self, mark: _Mark) -> None:

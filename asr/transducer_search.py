@@ -14,10 +14,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from asr.biasing import ROOT, Biasing, TokenTrie
 from asr.transducer import Transducer
 
 MAX_SYMBOLS = 4  # tokens at one frame
-RIVAL_LOGPROB = 3.0  # a hypothesis counts while it is at least a twentieth as likely as the best
+RIVAL_SCORE = 3.0  # a hypothesis counts while it is at least a twentieth as likely as the best
 _WINDOW = 16  # frames that greedy search judges together between two tokens
 
 
@@ -38,24 +39,51 @@ class Hypothesis:
         emissions: Its open tokens.
         context: The last tokens that the predictor sees, open ones included.
         logprob: Of its open tokens and blanks, relative to the best hypothesis.
+        boost: What hotwords have added, relative to the best hypothesis.
+        node: Where its text ends in the trie of hotwords.
     """
 
     emissions: tuple[Emission, ...]
     context: tuple[int, ...]
     logprob: float = 0.0
+    boost: float = 0.0
+    node: int = ROOT
+
+    @property
+    def score(self) -> float:
+        """What hypotheses are compared by."""
+        return self.logprob + self.boost
 
     @property
     def tokens(self) -> tuple[int, ...]:
         """Ids of the open tokens."""
         return tuple(emission.token for emission in self.emissions)
 
-    def extended(self, emission: Emission) -> Hypothesis:
-        """The same with one more token."""
+    def extended(self, emission: Emission, *, gain: float = 0.0, node: int = ROOT) -> Hypothesis:
+        """The same with one more token, what hotwords add for it and where it ends in their trie."""
         return Hypothesis(
             (*self.emissions, emission),
             (*self.context[1:], emission.token),
             self.logprob + emission.logprob,
+            self.boost + gain,
+            node,
         )
+
+
+@dataclass(frozen=True)
+class Hotwords:
+    """Terms that are preferred: what each next token gains by :mod:`asr.biasing`; blank never gains."""
+
+    trie: TokenTrie
+    biasing: Biasing
+
+    def gains(self, hypothesis: Hypothesis, *, n_open: int) -> Tensor:
+        """What every next token gains or loses ``[V]``, if the newest ``n_open`` may still be given up."""
+        return self.biasing.gains(hypothesis.node, n_open=n_open)
+
+    def step(self, hypothesis: Hypothesis, token: int) -> int:
+        """Where the text ends in the trie after one more token."""
+        return self.trie.step(hypothesis.node, token)
 
 
 @dataclass
@@ -64,6 +92,7 @@ class SearchState:
 
     hypotheses: list[Hypothesis]  # at least one, the likeliest first
     n_frames: int = 0  # frames read
+    hotwords: Hotwords | None = None  # what is preferred
 
     @property
     def draft(self) -> tuple[Emission, ...]:
@@ -72,7 +101,8 @@ class SearchState:
 
     def n_agreed(self) -> int:
         """Open tokens that all likely hypotheses begin with."""
-        likely = [h.tokens for h in self.hypotheses if h.logprob > self.hypotheses[0].logprob - RIVAL_LOGPROB]
+        least = self.hypotheses[0].score - RIVAL_SCORE
+        likely = [h.tokens for h in self.hypotheses if h.score > least]
         return len(os.path.commonprefix(likely))
 
     def commit(self, n_tokens: int) -> tuple[Emission, ...]:
@@ -152,13 +182,25 @@ class GreedySearch:
             ]
             best = _predict(self._transducer, [streams[row].hypothesis for row in rows], like=encoded)
             log_probs = self._transducer.join(window, best[:, None]).log_softmax(dim=-1)
-            logprobs, winners = log_probs.max(dim=-1)  # [G, _WINDOW]
+            scores = self._preferred(log_probs, [streams[row] for row in rows])
+            winners = scores.argmax(dim=-1)  # [G, _WINDOW]
+            logprobs = log_probs.gather(-1, winners[..., None])[..., 0]
             for row, values, symbols in zip(rows, logprobs.tolist(), winners.tolist(), strict=True):
                 streams[row].take(values, symbols, blank=self._transducer.blank)
             rows = [row for row in rows if streams[row].cursor < streams[row].n_frames]
         for stream in streams:
             stream.job.state.hypotheses = [replace(stream.hypothesis, logprob=0.0)]
             stream.job.state.n_frames += stream.n_frames
+
+    def _preferred(self, log_probs: Tensor, streams: Sequence[_Row]) -> Tensor:
+        """Log-probabilities ``[G, T, V + 1]`` with what hotwords add; a decision made is never paid for."""
+        if not any(stream.job.state.hotwords for stream in streams):
+            return log_probs
+        scores = log_probs.clone()
+        for row, stream in zip(scores, streams, strict=True):
+            if hotwords := stream.job.state.hotwords:
+                row[:, : self._transducer.blank] += hotwords.gains(stream.hypothesis, n_open=0)
+        return scores
 
 
 @dataclass
@@ -180,7 +222,9 @@ class _Row:
                 return
             if winner != blank and self.n_here < MAX_SYMBOLS:
                 frame = self.job.state.n_frames + self.cursor
-                self.hypothesis = self.hypothesis.extended(Emission(winner, logprob, frame))
+                hotwords = self.job.state.hotwords
+                node = hotwords.step(self.hypothesis, winner) if hotwords else ROOT
+                self.hypothesis = self.hypothesis.extended(Emission(winner, logprob, frame), node=node)
                 self.n_here += 1
                 return
             self.cursor += 1
@@ -231,15 +275,18 @@ class BeamSearch:
                     _merge(done[row], replace(hypothesis, logprob=hypothesis.logprob + blank))
                 can_go_on = n_said < MAX_SYMBOLS
                 least = self._least(done[row])
-                new = self._expand(running[row], log_probs[row], state.n_frames) if can_go_on else []
-                # Probability only falls: what is already below the beam need not go on.
-                expanded.append([h for h in new if h.logprob > least])
+                new = self._expand(running[row], log_probs[row], state) if can_go_on else []
+                # Probability only falls: what is already below the beam need not go on, though at the same
+                # frame hotwords might have lifted it again.
+                expanded.append([h for h in new if h.score > least])
             running = expanded
             if not any(running):
                 break
         for state, found in zip(states, done, strict=True):
-            best = sorted(found.values(), key=lambda h: h.logprob, reverse=True)[: self._beam_size]
-            state.hypotheses = [replace(h, logprob=h.logprob - best[0].logprob) for h in best]
+            best = sorted(found.values(), key=lambda h: h.score, reverse=True)[: self._beam_size]
+            state.hypotheses = [
+                replace(h, logprob=h.logprob - best[0].logprob, boost=h.boost - best[0].boost) for h in best
+            ]
             state.n_frames += 1
 
     def _score(self, running: Sequence[Sequence[Hypothesis]], frames: Tensor) -> list[Tensor]:
@@ -250,22 +297,28 @@ class BeamSearch:
         log_probs = self._transducer.join(repeated, predicted).log_softmax(dim=-1).cpu()
         return list(log_probs.split(counts))
 
-    def _expand(self, running: Sequence[Hypothesis], log_probs: Tensor, frame: int) -> list[Hypothesis]:
-        """The likeliest hypotheses with one more token."""
+    def _expand(
+        self, running: Sequence[Hypothesis], log_probs: Tensor, state: SearchState
+    ) -> list[Hypothesis]:
+        """The best hypotheses with one more token."""
         if not running:
             return []
-        totals = torch.tensor([h.logprob for h in running])
-        scores = totals[:, None] + log_probs[:, : self._transducer.blank]
+        totals = torch.tensor([h.score for h in running])
+        gains = torch.zeros(len(running), self._transducer.blank)
+        if hotwords := state.hotwords:
+            gains = torch.stack([hotwords.gains(h, n_open=len(h.emissions)).cpu() for h in running])
+        scores = totals[:, None] + log_probs[:, : self._transducer.blank] + gains
         top = scores.flatten().topk(min(self._beam_size, scores.numel())).indices.tolist()
-        pairs = [divmod(index, scores.shape[1]) for index in top]
-        return [
-            running[row].extended(Emission(token, float(log_probs[row, token]), frame))
-            for row, token in pairs
-        ]
+        new = []
+        for row, token in [divmod(index, scores.shape[1]) for index in top]:
+            emission = Emission(token, float(log_probs[row, token]), state.n_frames)
+            node = hotwords.step(running[row], token) if hotwords else ROOT
+            new.append(running[row].extended(emission, gain=float(gains[row, token]), node=node))
+        return new
 
     def _least(self, done: dict[tuple[int, ...], Hypothesis]) -> float:
-        """Log-probability of the last hypothesis that fits the beam."""
-        values = sorted((h.logprob for h in done.values()), reverse=True)
+        """Score of the last hypothesis that fits the beam."""
+        values = sorted((h.score for h in done.values()), reverse=True)
         return values[self._beam_size - 1] if len(values) >= self._beam_size else -math.inf
 
 

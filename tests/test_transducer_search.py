@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 
+from asr.biasing import Biasing, Strength, TokenTrie
 from asr.transducer import Transducer
 from asr.transducer_loss import anywhere, transducer_loss
 from asr.transducer_search import (
@@ -13,6 +14,7 @@ from asr.transducer_search import (
     BeamSearch,
     Emission,
     GreedySearch,
+    Hotwords,
     Hypothesis,
     SearchJob,
     SearchState,
@@ -170,3 +172,69 @@ def test_only_what_likely_hypotheses_share_is_agreed() -> None:
     assert [e.token for e in state.commit(2)] == [ord("a"), ord("b")]
     assert [h.tokens for h in state.hypotheses] == [(ord("c"),), (ord("d"),)]
     assert SearchState([hypothesis("ab", 0.0)]).n_agreed() == 2
+
+
+def _hotwords(*terms: list[int], begin: float = 4.0, go_on: float = 6.0) -> Hotwords:
+    trie = TokenTrie(terms)
+    return Hotwords(trie, Biasing(trie, Strength(begin, go_on), n_vocab=V))
+
+
+def _tokens(search: TransducerSearch, frames: torch.Tensor, hotwords: Hotwords | None) -> list[int]:
+    state = search.init_state()
+    state.hotwords = hotwords
+    search.advance([SearchJob(frames, state)])
+    return [emission.token for emission in state.draft]
+
+
+def _count(tokens: list[int], term: list[int]) -> int:
+    return sum(tokens[i : i + len(term)] == term for i in range(len(tokens)))
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_hotwords_are_heard_more_often(beam_size: int) -> None:
+    """Over some random transducers; without strength nothing changes."""
+    term, plain, boosted = [2, 4], 0, 0
+    for seed in range(6):
+        transducer = _transducer(seed)
+        search = GreedySearch(transducer) if beam_size == 1 else BeamSearch(transducer, beam_size=beam_size)
+        frames = _frames(30, seed=seed)
+        alone = _tokens(search, frames, None)
+        assert _tokens(search, frames, _hotwords(term, begin=0.0, go_on=0.0)) == alone
+        plain += _count(alone, term)
+        boosted += _count(_tokens(search, frames, _hotwords(term)), term)
+    assert boosted > plain + 4
+
+
+def test_a_term_left_half_said_keeps_no_boost() -> None:
+    """Beam search adds up what complete terms have gained, and what the newest open tokens may yet keep."""
+    hotwords = _hotwords([2, 4], begin=4.0, go_on=6.0)
+    search = BeamSearch(_transducer(1), beam_size=4)
+    state = search.init_state()
+    state.hotwords = hotwords
+    search.advance([SearchJob(_frames(25, seed=1), state)])
+    expected = []
+    for hypothesis in state.hypotheses:
+        tokens = list(hypothesis.tokens)
+        n_complete = _count(tokens, [2, 4])
+        expected.append(10.0 * n_complete + 4.0 * (tokens[-1:] == [2]))
+    boosts = [hypothesis.boost for hypothesis in state.hypotheses]
+    assert max(expected) >= 10.0
+    assert boosts == pytest.approx([value - expected[0] for value in expected])
+    assert [h.score for h in state.hypotheses] == sorted((h.score for h in state.hypotheses), reverse=True)
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_hotwords_of_one_stream_are_its_own(beam_size: int) -> None:
+    """In a batch each stream prefers its own terms, in any pieces; confidences are without the boost."""
+    transducer = _transducer(2)
+    search = GreedySearch(transducer) if beam_size == 1 else BeamSearch(transducer, beam_size=beam_size)
+    terms = [_hotwords([2, 4]), None, _hotwords([5, 1, 0])]
+    frames = [_frames(24, seed=seed) for seed in range(3)]
+    states = [search.init_state() for _ in terms]
+    for state, each in zip(states, terms, strict=True):
+        state.hotwords = each
+    for first in range(0, 24, 7):
+        search.advance([SearchJob(f[:, first : first + 7], s) for f, s in zip(frames, states, strict=True)])
+    for state, each, clip in zip(states, terms, frames, strict=True):
+        assert [emission.token for emission in state.draft] == _tokens(search, clip, each)
+        assert all(emission.logprob <= 0 for emission in state.draft)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from asr.batch import Step
+from asr.biasing import Strength
 from asr.checkpoint import load_checkpoint
 from asr.errors import AdapterError, OptionError
 from asr.events import SAMPLE_RATE, Event, Final, Partial
@@ -262,3 +263,22 @@ def test_a_reference_looks_as_it_was_trained() -> None:
     play(stream, hiss(1))
     waits = stream.waits.frames_ms()
     assert max(waits) == 160 and waits[3:-4] == [160] * (len(waits) - 7)
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_hotwords_are_preferred(recognizer: Recognizer, jfk: np.ndarray, beam_size: int) -> None:
+    """A listed term, spelled with the head's few tokens, comes more often; also through a flush."""
+    counts = []
+    for hotwords in ((), ("Oz",)):
+        stream = listen(
+            recognizer,
+            beam_size=beam_size,
+            hotwords=hotwords,
+            hotword_strength=Strength(begin=12.0, go_on=16.0),
+        )
+        stream.feed(jfk[: 2 * SAMPLE_RATE])
+        stream.flush()
+        stream.feed(jfk[2 * SAMPLE_RATE : 4 * SAMPLE_RATE])
+        stream.finish()
+        counts.append(stream.transcript.text.lower().count("oz"))
+    assert counts[0] == 0 < counts[1]
