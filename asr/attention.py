@@ -1,10 +1,12 @@
-"""Attention primitives shared by the causal encoder and the streaming decoder."""
+"""Attention primitives shared by the causal encoder, the adaptive blocks and the streaming decoder."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+ROTARY_BASE = 10_000.0  # the slowest pair of channels turns once in 2 pi times as many frames
 
 
 def split_heads(x: Tensor, n_head: int) -> Tensor:
@@ -58,3 +60,47 @@ def attention_weights(query: Tensor, key: Tensor, *, n_head: int, mask: Tensor |
     if mask is not None:
         scores = scores.masked_fill(~mask.unsqueeze(-3), -torch.inf)
     return scores.softmax(dim=-1)
+
+
+def gated_attend(query: Tensor, key: Tensor, value: Tensor, *, n_head: int, log_gate: Tensor) -> Tensor:
+    """Scaled dot-product attention whose weights are multiplied by gates before they are normalised.
+
+    Args:
+        query: ``[B, Q, D]``.
+        key: ``[B, K, D]``.
+        value: ``[B, K, D]``.
+        n_head: Number of heads that D is split into.
+        log_gate: ``[B, Q, K]`` logarithms of the gates, at most 0; -inf is a closed gate. Every row holds an
+            open one.
+
+    Returns:
+        ``[B, Q, D]``.
+    """
+    mixed = F.scaled_dot_product_attention(
+        split_heads(query, n_head),
+        split_heads(key, n_head),
+        split_heads(value, n_head),
+        attn_mask=log_gate.unsqueeze(-3).to(query.dtype),
+    )
+    return merge_heads(mixed)
+
+
+def rotate(x: Tensor, positions: Tensor, *, n_head: int) -> Tensor:
+    """Rotary positions (RoFormer, arXiv 2104.09864): scores depend only on how far apart two frames are.
+
+    Args:
+        x: ``[B, T, D]`` queries or keys; each head's width is even.
+        positions: ``[T]`` integers, as large as a stream without end makes them.
+        n_head: Number of heads that D is split into.
+
+    Returns:
+        ``[B, T, D]``.
+    """
+    heads = split_heads(x, n_head)
+    n_pairs = heads.shape[-1] // 2
+    # In float32 the angles of the first hours of a stream would already be wrong in the third digit.
+    exponent = torch.arange(n_pairs, device=x.device, dtype=torch.float64) / n_pairs
+    angles = positions.double()[:, None] * ROTARY_BASE**-exponent
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    first, second = heads.split(n_pairs, dim=-1)
+    return merge_heads(torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1))

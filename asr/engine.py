@@ -13,11 +13,15 @@ from whisper.model import Whisper
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
 from asr.biasing import Biasing, Strength, TokenTrie, spellings
+from asr.bpe import TruncatedBpe
 from asr.decoder import Decoder, DecoderJob, DecoderResult
 from asr.encoder import CausalEncoder
 from asr.features import LogMel
+from asr.head import TransducerHead
 from asr.rules import Rule, default_rules
 from asr.slots import Slot, new_slot
+from asr.transducer_reader import Reading, ReadJob, read
+from asr.transducer_search import Hotwords
 from asr.vad import SileroVad
 from asr.window import WindowJob
 from asr.words import SPACELESS_LANGUAGES, Vocabulary
@@ -25,8 +29,9 @@ from asr.words import SPACELESS_LANGUAGES, Vocabulary
 _T = TypeVar("_T")
 _J = TypeVar("_J")
 _R = TypeVar("_R")
-Job = WindowJob | DecoderJob
-Task = Generator[Job, DecoderResult | None, _T]  # asks for steps of the model, returns a T
+Job = WindowJob | DecoderJob | ReadJob
+Answer = Tensor | DecoderResult | Reading | None  # of a window, its new frames [1, F, E]
+Task = Generator[Job, Answer, _T]  # asks for steps of the model, returns a T
 
 
 @dataclass(frozen=True)
@@ -45,13 +50,30 @@ class Text:
 
     def biasing(self, hotwords: Sequence[str], strength: Strength) -> Biasing:
         """A rule that boosts terms in every spelling that the text may have."""
+        return self._hotwords(hotwords, strength, encode=self.encode, n_vocab=self.n_vocab).biasing
+
+    def hotwords(self, hotwords: Sequence[str], strength: Strength, *, n_tokens: int) -> Hotwords | None:
+        """The same in a transducer's vocabulary, the first ``n_tokens`` tokens; None without terms."""
+        if not hotwords:
+            return None
+        encode = TruncatedBpe.of(self.tokenizer, n_tokens).encode
+        return self._hotwords(hotwords, strength, encode=encode, n_vocab=n_tokens)
+
+    def _hotwords(
+        self,
+        hotwords: Sequence[str],
+        strength: Strength,
+        *,
+        encode: Callable[[str], list[int]],
+        n_vocab: int,
+    ) -> Hotwords:
         has_blanks = self.tokenizer.language not in SPACELESS_LANGUAGES
-        inside = self._inside if has_blanks else None
+        inside = self._inside[:n_vocab] if has_blanks else None
         trie = TokenTrie(
-            [list(map(self.encode, spellings(term, has_blanks=has_blanks))) for term in hotwords],
+            [list(map(encode, spellings(term, has_blanks=has_blanks))) for term in hotwords],
             is_inside=lambda token: inside is not None and bool(inside[token]),
         )
-        return Biasing(trie, strength, n_vocab=self.n_vocab, inside=inside, device=self.device)
+        return Hotwords(trie, Biasing(trie, strength, n_vocab=n_vocab, inside=inside, device=self.device))
 
     @cached_property
     def _inside(self) -> Tensor:
@@ -64,13 +86,18 @@ class Text:
 
 @dataclass(frozen=True)
 class Engine:
-    """Weights and stateless parts."""
+    """Weights and stateless parts.
+
+    Attributes:
+        head: The transducer's; None where streams can only be read by Whisper's decoder.
+    """
 
     base_model: Whisper
     encoder: CausalEncoder
     decoder: Decoder
     log_mel: LogMel
     vad: SileroVad
+    head: TransducerHead | None = None
     _texts: dict[str, Text] = field(default_factory=dict)  # by language, made when first wanted
 
     def text(self, language: str) -> Text:
@@ -88,7 +115,7 @@ class Engine:
 
     def new_slot(self, *, left_context: int) -> Slot:
         """State for one stream whose chunks look back ``left_context`` encoder frames at most."""
-        return new_slot(self.encoder, self.decoder, self.log_mel, left_context=left_context)
+        return new_slot(self.encoder, self.decoder, self.log_mel, left_context=left_context, head=self.head)
 
     def run(self, tasks: Sequence[Task[_T]]) -> list[_T | Exception]:
         """Run tasks to their ends; in every round, the steps that all of them ask for are taken together.
@@ -100,7 +127,7 @@ class Engine:
             What each returned or raised. An error of one does not touch the others.
         """
         outcomes: dict[int, _T | Exception] = {}
-        answers: dict[int, DecoderResult | Exception | None] = dict.fromkeys(range(len(tasks)))
+        answers: dict[int, Answer | Exception] = dict.fromkeys(range(len(tasks)))
         with torch.inference_mode():
             while answers:
                 jobs: dict[int, Job] = {}
@@ -117,22 +144,31 @@ class Engine:
                 answers = self._answer(jobs)
         return [outcomes[index] for index in range(len(tasks))]
 
-    def _answer(self, jobs: dict[int, Job]) -> dict[int, DecoderResult | Exception | None]:
+    def _answer(self, jobs: dict[int, Job]) -> dict[int, Answer | Exception]:
         encoder_jobs = {i: job for i, job in jobs.items() if isinstance(job, WindowJob)}
         decoder_jobs = {i: job for i, job in jobs.items() if isinstance(job, DecoderJob)}
-        answers: dict[int, DecoderResult | Exception | None] = {}
-        answers.update(_together(decoder_jobs, self.decoder.step))
-        encoded = _together(encoder_jobs, lambda several: self.encoder.step([job.encoder for job in several]))
-        failed = {i: error for i, error in encoded.items() if isinstance(error, Exception)}
-        frames = {i: x for i, x in encoded.items() if not isinstance(x, Exception)}
-        answers.update(failed)
-        answers.update(
-            _together(
-                {i: (x, encoder_jobs[i].cross) for i, x in frames.items()},
-                lambda several: self.decoder.append_frames(several),
-            )
-        )
-        return answers
+        read_jobs = {i: job for i, job in jobs.items() if isinstance(job, ReadJob)}
+        return {
+            **self._encode(encoder_jobs),
+            **_together(decoder_jobs, self.decoder.step),
+            **_together(read_jobs, self._read),
+        }
+
+    def _encode(self, jobs: dict[int, WindowJob]) -> dict[int, Tensor | Exception]:
+        """Encode, and append what Whisper's decoder reads to its caches."""
+        encoded = _together(jobs, lambda several: self.encoder.step([job.encoder for job in several]))
+        to_append = {
+            i: (frames, cross)
+            for i, frames in encoded.items()
+            if not isinstance(frames, Exception) and (cross := jobs[i].cross) is not None
+        }
+        appended = _together(to_append, self.decoder.append_frames)
+        failed = {i: error for i, error in appended.items() if isinstance(error, Exception)}
+        return {**encoded, **failed}
+
+    def _read(self, jobs: Sequence[ReadJob]) -> list[Reading]:
+        assert self.head, "a stream is read by a head that is not there"
+        return read(self.head, jobs)
 
 
 def _together(jobs: dict[int, _J], step: Callable[[Sequence[_J]], Sequence[_R]]) -> dict[int, _R | Exception]:

@@ -2,7 +2,7 @@
 
 ForesoundError
 ├── CheckpointError   Whisper weights that are missing, damaged or foreign
-├── AdapterError      an adapter that cannot be read or fits other weights
+├── AdapterError      an adapter or head that cannot be read or fits other weights
 ├── AudioError        audio that cannot be read or holds unusable samples
 └── OptionError       an option outside its valid values (also a ValueError)
 """
@@ -17,7 +17,7 @@ class CheckpointError(ForesoundError):
 
 
 class AdapterError(ForesoundError):
-    """An adapter that cannot be read or was made for other base weights."""
+    """An adapter or transducer head that cannot be read or was made for other weights."""
 
 
 class AudioError(ForesoundError):

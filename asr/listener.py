@@ -18,8 +18,11 @@ from asr.endpoint import EndpointRules
 from asr.engine import Engine
 from asr.events import SAMPLE_RATE
 from asr.features import LogMel
+from asr.frontier import LookPolicy
 from asr.search import Search, Steps
 from asr.slots import Slot
+from asr.transducer_reader import EmissionTiming
+from asr.waits import Waits
 from asr.window import Window
 from asr.words import Token, Vocabulary, align_tokens, token_start
 
@@ -30,6 +33,14 @@ OLDEST_DRAFT = 4 * SAMPLE_RATE  # age of open words that a restarted window sure
 NEWEST_TOKENS = 4  # looked at to find the newest word: attention to punctuation points anywhere
 MAX_CARRIED_TOKENS = 64  # committed text that a new window gets as prompt
 MAX_PROMPT_TOKENS = 64  # of the caller's prompt
+
+
+@dataclass(frozen=True)
+class TransducerOptions:
+    """How a transducer reads: how far frames look ahead, and when words are said."""
+
+    policy: LookPolicy
+    timing: EmissionTiming
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,7 @@ class StreamOptions:
     second_pass: bool = False
     rules: EndpointRules = field(default_factory=EndpointRules)
     carry_prompt: bool = True  # a new window gets the text before it as prompt
+    transducer: TransducerOptions | None = None  # None: Whisper's decoder reads
 
 
 class Listener:
@@ -54,7 +66,12 @@ class Listener:
     Attributes:
         window: The encoder's window.
         text: Tokenizer, vocabulary and rules of the language that is spoken.
+        decoded: Sample up to which the text has been read.
+        end_silence: Samples of silence after which the last words of a stream are read.
+        waits: Empty: frames are read as soon as they are there.
     """
+
+    end_silence = 3 * SAMPLE_RATE // 10
 
     def __init__(self, engine: Engine, options: StreamOptions, slot: Slot) -> None:
         """Start with nothing heard, in the options' language or English; ``slot`` is fresh."""
@@ -62,6 +79,8 @@ class Listener:
         self._options = options
         self._slot = slot
         self._context: list[int] = []  # newest committed tokens, of this window and before
+        self.decoded = 0
+        self.waits = Waits()
         self.window = Window(engine.log_mel, options.chunking, slot)
         self.set_language(options.language or "en")
 
@@ -93,6 +112,11 @@ class Listener:
         return bool(draft) and token_start(draft[0]) < self.window.next_end - OLDEST_DRAFT
 
     @property
+    def heard(self) -> int:
+        """Sample before which every word that ended can be read."""
+        return self.window.end
+
+    @property
     def last_peak(self) -> int:
         """Sample where the newest words were heard; the window's start if there are none."""
         tokens = [*self._search.committed[-NEWEST_TOKENS:], *self._search.draft]
@@ -116,7 +140,12 @@ class Listener:
 
     def hear(self, samples: Tensor) -> None:
         """Add samples ``[1, S]``."""
-        self.window.hear(samples.to(self._slot.mel.device))
+        self.window.hear(samples)
+
+    def accept(self, frames: Tensor) -> None:
+        """Go on after the window's step; its frames are in the cache that the decoder reads."""
+        del frames
+        self.window.accept()
 
     def decode(self, *, n_in_segment: int) -> Steps[list[Token]]:
         """Read what is new; return the tokens that are committed now.
@@ -124,8 +153,33 @@ class Listener:
         Args:
             n_in_segment: Tokens that the running segment has already.
         """
+        self.decoded = self.window.end
         tokens = yield from self._search.advance(self.window.cross, n_in_segment=n_in_segment)
         return self._committed(tokens)
+
+    def skip(self) -> Steps[None]:
+        """Pass over what is new: nobody speaks."""
+        yield from ()
+
+    def before_flush(self) -> Steps[list[Token]]:
+        """What is accepted from now on until :meth:`flush` is silence."""
+        yield from ()
+        return []
+
+    def flush(self, *, n_in_segment: int) -> Steps[list[Token]]:
+        """Read and commit everything; the silence is forgotten next, and what was before it read again.
+
+        Args:
+            n_in_segment: Tokens that the running segment has already.
+        """
+        tokens = yield from self.decode(n_in_segment=n_in_segment)
+        self.decoded = 0
+        return [*tokens, *self.commit_draft()]
+
+    def finish(self) -> Steps[list[Token]]:
+        """Commit everything: the stream has ended."""
+        yield from ()
+        return self.commit_draft()
 
     def commit_draft(self) -> list[Token]:
         """Commit what is open, and return it."""
@@ -189,6 +243,7 @@ class Listener:
         heard_again = [i for i, start in word_starts.items() if start >= anchor.start - KEPT_MARGIN]
         kept = self._search.committed[heard_again[0] :] if heard_again else []
         self.window.restart(anchor.start // LogMel.block_size, n_frames=anchor.n_frames)
+        self.decoded = 0
         self._search.restart(self._prefix(len(kept)), kept, origin=anchor.start)
 
     def _prefix(self, n_kept: int) -> list[int]:

@@ -31,13 +31,16 @@ from asr.engine import Engine
 from asr.errors import OptionError
 from asr.events import Event
 from asr.features import LogMel
-from asr.listener import StreamOptions
+from asr.head import TransducerHead
+from asr.head_files import HeadCard, adapter_hash, load_head, shipped_head
+from asr.listener import StreamOptions, TransducerOptions
 from asr.samples import as_samples
 from asr.slots import Slot, SlotPool
 from asr.stream import Outcome, Stream
+from asr.transducer_reader import EmissionTiming
 from asr.vad import SileroVad
 
-DECODERS = ("whisper",)
+DECODERS = ("whisper", "transducer")
 MAX_BEAM_SIZE = 16
 MAX_OPEN_TOKENS = 16
 
@@ -59,6 +62,7 @@ class Recognizer:
         name: str,
         initial: int = 1,
         left_context_s: float = 10.0,
+        head: tuple[TransducerHead, HeadCard] | None = None,
     ) -> None:
         """Use models as they are; :meth:`load` is the usual way.
 
@@ -68,30 +72,40 @@ class Recognizer:
             name: What to call it.
             initial: Extra chunks in a window's first chunk, as the adapter was trained.
             left_context_s: Seconds of visible past that streams use unless told otherwise.
+            head: The transducer's, trained on ``streaming_model``; without one there is no transducer.
         """
         self.name = name
         self.base_model = base_model
         self.streaming_model = streaming_model
         self._initial = initial
         self._left_context_s = left_context_s
+        self._head_card = head[1] if head else None
         self._engine = Engine(
             base_model,
             CausalEncoder(streaming_model.encoder),
             Decoder(streaming_model.decoder, streaming_model.alignment_heads),
             LogMel(streaming_model.dims.n_mels, device=streaming_model.device),
             SileroVad(),
+            head[0].to(streaming_model.device) if head else None,
         )
 
     @classmethod
     def load(
-        cls, model: str | Path = "tiny.en", *, adapter: str | Path | None = "auto", device: str = "cpu"
+        cls,
+        model: str | Path = "tiny.en",
+        *,
+        adapter: str | Path | None = "auto",
+        head: str | Path | None = "auto",
+        device: str = "cpu",
     ) -> Recognizer:
-        """Load weights and adapter.
+        """Load weights, adapter and transducer head.
 
         Args:
             model: A checkpoint's name or path, as in :func:`asr.checkpoint.load_checkpoint`.
             adapter: ``"auto"`` is the one shipped for ``model`` if there is one; None or ``"none"`` is no
                 adapter, with which streaming works badly; else an adapter's folder.
+            head: ``"auto"`` is the one that ships with the shipped adapter, if both do and are used; None or
+                ``"none"`` is no head, without which there is no transducer; else a head's folder.
             device: A torch device.
 
         Returns:
@@ -99,19 +113,25 @@ class Recognizer:
 
         Raises:
             CheckpointError: The weights cannot be read.
-            AdapterError: The adapter cannot be read or fits other weights.
+            AdapterError: The adapter or the head cannot be read or fits other weights.
         """
         checkpoint = load_checkpoint(model, device=device)
-        folder = shipped_adapter(checkpoint.name) if adapter == "auto" else adapter
-        if folder is None or folder == "none":
-            return cls(checkpoint.model, checkpoint.model, name=checkpoint.name)
-        merged, card = merge_adapter(checkpoint.model, Path(folder), weights_hash=checkpoint.weights_hash)
+        folder = _folder(adapter, shipped_adapter(checkpoint.name))
+        head_folder = _folder(head, shipped_head(checkpoint.name) if folder and adapter == "auto" else None)
+        loaded_head = None
+        if head_folder:
+            hashes = {"weights_hash": checkpoint.weights_hash, "adapter_hash": adapter_hash(folder)}
+            loaded_head = load_head(head_folder, **hashes)
+        if folder is None:
+            return cls(checkpoint.model, checkpoint.model, name=checkpoint.name, head=loaded_head)
+        merged, card = merge_adapter(checkpoint.model, folder, weights_hash=checkpoint.weights_hash)
         return cls(
             checkpoint.model,
             merged,
             name=checkpoint.name,
             initial=card.initial_chunks,
             left_context_s=card.left_context_s,
+            head=loaded_head,
         )
 
     @property
@@ -121,10 +141,16 @@ class Recognizer:
             return ("en",)
         return tuple(LANGUAGES)[: self.base_model.num_languages]
 
+    @property
+    def decoders(self) -> tuple[str, ...]:
+        """What ``stream(decoder=...)`` takes."""
+        return DECODERS if self._head_card else DECODERS[:1]
+
     def stream(
         self,
         *,
         decoder: str = "whisper",
+        latency: str | float | None = None,
         chunk_ms: int = 300,
         beam_size: int = 1,
         open_tokens: int = 2,
@@ -141,13 +167,17 @@ class Recognizer:
         """Open a stream.
 
         Args:
-            decoder: One of ``DECODERS``.
+            decoder: ``whisper``, or ``transducer``, which needs a head and looks ahead where it matters.
+            latency: How far ahead the transducer's frames look on average: ``minimal``, ``low``, ``medium``,
+                ``high``, or a number of ms; None is as the head was trained. What lies in a frame's own chunk
+                is there anyway.
             chunk_ms: Audio per encoder step, 40 to 1000, a multiple of 20: smaller is sooner, larger better.
             beam_size: Hypotheses, 1 to 16; 1 is greedy.
-            open_tokens: Newest tokens that are never committed before the segment ends, 0 to 16.
+            open_tokens: Newest tokens that are never committed before the segment ends, 0 to 16; the
+                transducer's own affair.
             language: Code or English name of the language spoken; None is the model's only one, or found out
-                from the first seconds.
-            prompt: Text before the speech, for names and style.
+                from the first seconds; a transducer speaks its head's, English unless told otherwise.
+            prompt: Text before the speech, for names and style; a transducer has no use for it.
             hotwords: Names and terms to expect, at most 100 of 1 to 100 characters.
             hotword_strength: How much they are preferred.
             second_pass: Replace each finished segment's text by the original Whisper's.
@@ -162,8 +192,6 @@ class Recognizer:
         Raises:
             OptionError: A value is outside its range.
         """
-        if decoder not in DECODERS:
-            raise OptionError(f"decoder must be one of {', '.join(DECODERS)}, not {decoder!r}")
         _check_range("beam_size", beam_size, low=1, high=MAX_BEAM_SIZE)
         _check_range("open_tokens", open_tokens, low=0, high=MAX_OPEN_TOKENS)
         options = StreamOptions(
@@ -180,6 +208,7 @@ class Recognizer:
             strength=hotword_strength,
             second_pass=second_pass,
             rules=EndpointRules(silence_ms, max_segment_s),
+            transducer=self._transducer(decoder, latency),
         )
         with torch.inference_mode():
             if slot is None:
@@ -215,6 +244,30 @@ class Recognizer:
         with torch.inference_mode():
             return offline.transcribe(self.base_model, as_samples(samples))
 
+    def _transducer(self, decoder: str, latency: str | float | None) -> TransducerOptions | None:
+        """How the transducer reads a stream; None if Whisper's decoder does."""
+        if decoder not in DECODERS:
+            raise OptionError(f"decoder must be one of {', '.join(self.decoders)}, not {decoder!r}")
+        if decoder == "whisper":
+            if latency is not None:
+                raise OptionError(
+                    f"latency {latency!r} is for the transducer; choose decoder='transducer', or chunk_ms"
+                )
+            return None
+        card = self._head_card
+        if card is None:
+            raise OptionError(
+                f"decoder 'transducer' needs a head and none is loaded with {self.name}; give as head the "
+                "folder of one that was trained on this model and adapter, or choose decoder 'whisper'"
+            )
+        timing = EmissionTiming.from_ms(lead_ms=card.lead_ms, lag_ms=card.lag_ms)
+        if latency is None:
+            return TransducerOptions(card.trained_policy(), timing)
+        dial = card.read_dial()
+        if dial is None:
+            raise OptionError(f"latency {latency!r} needs a dial, and this head's has not been measured")
+        return TransducerOptions(dial.policy(latency), timing)
+
     def _language(self, language: str | None) -> str | None:
         if language is None:
             return None
@@ -229,3 +282,10 @@ class Recognizer:
 def _check_range(name: str, value: int, *, low: int, high: int) -> None:
     if not low <= value <= high:
         raise OptionError(f"{name} must be from {low} to {high}, not {value}")
+
+
+def _folder(choice: str | Path | None, shipped: Path | None) -> Path | None:
+    """The folder that a choice of an adapter or a head means."""
+    if choice is None or choice == "none":
+        return None
+    return shipped if choice == "auto" else Path(choice)

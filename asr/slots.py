@@ -11,6 +11,7 @@ from asr.anchor import MAX_BACK
 from asr.decoder import CrossCache, Decoder, SelfCache
 from asr.encoder import FRAME_MS, FRAME_SAMPLES, MAX_CHUNK_MS, CausalEncoder, EncoderState
 from asr.features import LogMel
+from asr.head import HeadState, TransducerHead
 
 HISTORY_FRAMES = 1000  # mel frames that can be encoded again
 
@@ -23,6 +24,7 @@ class Slot:
     cross: CrossCache  # [L, 1, T_max, D] the window's frames as the decoder sees them
     text: SelfCache  # [L, 1, U_max, D] the window's text
     mel: Tensor  # [1, M, 2 HISTORY_FRAMES] newest raw mel frames
+    head: HeadState | None = None  # for the transducer, where there is one
 
     def reset(self) -> None:
         """Make it ready for another stream."""
@@ -42,10 +44,17 @@ class Slot:
             self.text.values,
             self.mel,
         )
-        return sum(tensor.nbytes for tensor in tensors)
+        return sum(tensor.nbytes for tensor in tensors) + (self.head.n_bytes if self.head else 0)
 
 
-def new_slot(encoder: CausalEncoder, decoder: Decoder, log_mel: LogMel, *, left_context: int) -> Slot:
+def new_slot(
+    encoder: CausalEncoder,
+    decoder: Decoder,
+    log_mel: LogMel,
+    *,
+    left_context: int,
+    head: TransducerHead | None = None,
+) -> Slot:
     """Allocate one slot.
 
     Args:
@@ -53,6 +62,7 @@ def new_slot(encoder: CausalEncoder, decoder: Decoder, log_mel: LogMel, *, left_
         decoder: Whisper's decoder.
         log_mel: The features.
         left_context: Encoder frames that the stream's chunks may look back at most.
+        head: The transducer head, if there is one.
 
     Returns:
         The slot.
@@ -65,6 +75,7 @@ def new_slot(encoder: CausalEncoder, decoder: Decoder, log_mel: LogMel, *, left_
         decoder.new_cross_cache(max_frames=encoder.n_ctx),
         decoder.new_self_cache(),
         torch.empty(1, log_mel.n_mels, 2 * HISTORY_FRAMES, device=device),
+        head.init_state() if head else None,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from asr import offline
 from asr.anchor import WORD_MARGIN
@@ -19,11 +20,13 @@ from asr.engine import Engine, Task
 from asr.errors import OptionError
 from asr.events import SAMPLE_RATE, Event, Final, SpeechEnded, SpeechStarted, Transcript
 from asr.heard import HeardAudio
-from asr.listener import Listener, StreamOptions
+from asr.listener import StreamOptions
 from asr.samples import as_samples
 from asr.second_pass import PendingFinal
 from asr.segment import Segment
 from asr.slots import Slot
+from asr.transducer_listener import open_listener
+from asr.waits import Waits
 from asr.window import Window
 from asr.words import token_start
 
@@ -31,7 +34,6 @@ SETTLE = SAMPLE_RATE  # the text may still change this long after the last speec
 HEARD_MARGIN = SAMPLE_RATE // 5  # audio around speech that a segment's last decoding must have heard
 STALL = 2 * SAMPLE_RATE  # so much speech without a word: the decoder has lost its place
 STALL_AT_END = SAMPLE_RATE  # the same before a segment ends
-FINISH_SILENCE = 3 * SAMPLE_RATE // 10  # put after the last sample
 DETECTION_SPEECH = 2 * SAMPLE_RATE  # heard before the language is detected
 
 Outcome = Event | PendingFinal  # a PendingFinal is a Final whose second pass is still to be run
@@ -46,20 +48,21 @@ class Stream:
         """Start with nothing heard; ``slot`` is fresh."""
         self._engine = engine
         self._options = options
-        self._listener = Listener(engine, options, slot)
+        self._listener = open_listener(engine, options, slot)
         self._speech = SpeechTracker(engine.vad, options.rules)
         self._audio = HeardAudio()
         self._pending = np.zeros(0, np.float32)  # fed but not heard yet
         self._n_fed = 0
         self._n_heard = 0  # with the silence after the last sample
         self._clock = 0  # samples heard when what happens now could be known, whatever the blocks
-        self._decoded = 0  # sample up to which the decoder has heard
         self._ended_at: int | None = None  # end of speech whose segment waits for the last words' chunk
         self._in_pause = False  # the window may restart in the silence
         self._finished = False
         self._finals: list[Final] = []
         self._segment = Segment(0, start=0)
-        self._must_detect = options.language is None and engine.base_model.is_multilingual
+        self._must_detect = (
+            options.language is None and options.transducer is None and engine.base_model.is_multilingual
+        )
         self._flushed = 0  # samples fed when everything was made final
         self._rescued = 0  # speech up to here has been read again because no words came
 
@@ -113,6 +116,11 @@ class Stream:
             end = max(self._now, self._segment.start)
             finals.append(self._segment.final(self._listener.vocabulary, end=end, now=self._now))
         return Transcript(tuple(finals), self._n_fed)
+
+    @property
+    def waits(self) -> Waits:
+        """How long the transducer's frames waited; empty for Whisper's decoder."""
+        return self._listener.waits
 
     @property
     def _window(self) -> Window:
@@ -187,12 +195,13 @@ class Stream:
                 yield from self._take(events)
 
     def _encode(self) -> Task[None]:
-        yield self._window.next_job()
-        self._window.accept()
+        frames = yield self._window.next_job()
+        assert isinstance(frames, Tensor), "the answer to a window's job is frames"
+        self._listener.accept(frames)
 
     def _finish(self, events: list[Outcome]) -> Task[None]:
         self._finished = True
-        while self._window.end < self._n_fed + FINISH_SILENCE:
+        while self._window.end < self._n_fed + self._listener.end_silence:
             self._pending = np.zeros(self._window.due - self._n_heard, np.float32)
             yield from self._hear_pending(events)
         yield from self._decode_undetected(events)
@@ -200,7 +209,9 @@ class Stream:
             yield from self._hear_pending(events)
         if self._speech.speaking:
             events.append(SpeechEnded(min(self._speech.ended, self._n_fed)))
-        self._segment.tokens += self._listener.commit_draft()
+        tokens = yield from self._listener.finish()
+        if self._segment.begun is not None:
+            self._segment.tokens += tokens
         yield from self._close(events, end=self._n_fed, spoken_until=self._n_fed)
 
     def _flush(self, events: list[Outcome]) -> Task[None]:
@@ -210,22 +221,22 @@ class Stream:
         self._flushed = self._n_fed
         if self._must_detect:
             self._detect_language()
+        self._segment.tokens += yield from self._listener.before_flush()
         if self._listener.is_full:
             yield from self._restart_in_speech()
         mark, n_heard = self._window.mark(), self._n_heard
-        while self._window.end < self._n_fed + FINISH_SILENCE and not self._listener.is_full:
+        end = self._n_fed + self._listener.end_silence
+        while self._window.end < end and not self._listener.is_full:
             silence = torch.zeros(1, max(0, self._window.due - n_heard))
             self._listener.hear(silence)
             n_heard += silence.shape[1]
             yield from self._encode()
-            yield from self._decode(events)
-        self._segment.tokens += self._listener.commit_draft()
+        self._segment.tokens += yield from self._listener.flush(n_in_segment=len(self._segment.tokens))
         yield from self._close(events, end=self._n_fed, spoken_until=self._n_fed)
         if self._segment.start == self._n_fed and self._segment.begun is not None:
             self._segment.begun = self._n_fed  # the speech before is final now
             self._listener.forget_final_mark()
         self._window.go_back(mark)
-        self._decoded = 0
 
     def _restart_in_speech(self) -> Task[None]:
         """Move the window on to a few seconds ago; what is open will be read again."""
@@ -233,7 +244,6 @@ class Stream:
             self._segment.tokens += self._listener.commit_draft()
         yield from self._align()
         self._listener.restart_in_speech()
-        self._decoded = 0
 
     def _hear(self, samples: np.ndarray, events: list[Outcome]) -> Task[None]:
         signal = torch.from_numpy(samples)[None]
@@ -259,7 +269,9 @@ class Stream:
     def _take(self, events: list[Outcome]) -> Task[None]:
         """Look at a new chunk: decode if there may be news, and end the segment where it is due."""
         begun = self._segment.begun
-        if begun is not None and self._decoded < self._speech.ended + SETTLE:
+        if begun is None:
+            yield from self._listener.skip()
+        elif self._listener.decoded < self._speech.ended + SETTLE:
             if self._must_detect and self._window.end >= begun + DETECTION_SPEECH:
                 self._detect_language()
             if not self._must_detect:
@@ -275,7 +287,6 @@ class Stream:
         self._must_detect = False
 
     def _decode(self, events: list[Outcome]) -> Task[None]:
-        self._decoded = self._window.end
         self._segment.tokens += yield from self._listener.decode(n_in_segment=len(self._segment.tokens))
         events += self._segment.show(self._listener.draft, self._listener.vocabulary, now=self._now)
 
@@ -295,12 +306,11 @@ class Stream:
         yield from self._align()
         self._listener.restart_after(last)
         self._rescued = self._speech.ended
-        self._decoded = 0
         return True
 
     def _close_if_heard(self, events: list[Outcome]) -> Task[None]:
         """End the segment after a silence, once its last words have been decoded."""
-        if self._ended_at is None or self._window.end < self._ended_at + HEARD_MARGIN:
+        if self._ended_at is None or self._listener.heard < self._ended_at + HEARD_MARGIN:
             return
         yield from self._decode_undetected(events)
         if (yield from self._restart_if_stalled(STALL_AT_END)):

@@ -50,7 +50,7 @@ class WindowJob:
     """A window's next step."""
 
     encoder: EncoderJob
-    cross: CrossCache  # gets the new frames
+    cross: CrossCache | None  # gets the new frames, where Whisper's decoder reads them
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,18 @@ class Window:
         cross: The window's frames as the decoder sees them.
     """
 
-    def __init__(self, log_mel: LogMel, chunking: Chunking, slot: Slot) -> None:
-        """Start at the stream's first sample; ``slot`` is fresh and from now on the window's alone."""
+    def __init__(self, log_mel: LogMel, chunking: Chunking, slot: Slot, *, fills_cross: bool = True) -> None:
+        """Start at the stream's first sample.
+
+        Args:
+            log_mel: The features.
+            chunking: The encoder's chunks.
+            slot: Fresh, and from now on the window's alone.
+            fills_cross: Whisper's decoder reads the window, from ``cross``.
+        """
         self.chunking = chunking
         self.cross = slot.cross
+        self._fills_cross = fills_cross
         self._log_mel = log_mel
         self._norm = RunningNorm()
         self._device = slot.mel.device
@@ -145,7 +153,7 @@ class Window:
 
     def hear(self, samples: Tensor) -> None:
         """Add samples ``[1, S]``."""
-        mel, self._mel_state = self._log_mel.step(samples, self._mel_state)
+        mel, self._mel_state = self._log_mel.step(samples.to(self._device), self._mel_state)
         self._history.append(mel)
 
     def next_job(self) -> WindowJob:
@@ -155,7 +163,8 @@ class Window:
         new, self._peak = self._norm.step(self._history.read(start, end), self._peak)
         mel = torch.cat([self._scaled, new], dim=-1)
         self._scaled = mel[..., -MEL_CONTEXT - 1 :]
-        return WindowJob(EncoderJob(mel, self._encoder_state, self.chunking), self.cross)
+        cross = self.cross if self._fills_cross else None
+        return WindowJob(EncoderJob(mel, self._encoder_state, self.chunking), cross)
 
     def accept(self) -> None:
         """Go on after the step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ MIN_CHUNK_MS, MAX_CHUNK_MS = 40, 1000
 DEFAULT_SERVER = "ws://127.0.0.1:8765"
 TOKEN_VARIABLE = "FORESOUND_TOKEN"
 
+DECODERS = ("whisper", "transducer")
 _LATENCIES = ("minimal", "low", "medium", "high")
 _OUTPUT_FORMATS = ("txt", "srt", "vtt", "tsv", "json", "jsonl", "all")
 _SUBTITLES_AND_TABLES = ("srt", "vtt", "tsv")  # two of them in one stream could not be told apart
@@ -60,11 +62,28 @@ positive_int = bounded_int(1)
 chunk_ms = bounded_int(MIN_CHUNK_MS, MAX_CHUNK_MS)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which weights recognise and how they search.
+def latency(text: str) -> str | float:
+    """Take a name of a latency or a number of ms: an argument type for argparse.
 
     Args:
-        parser: A subcommand's parser; gets model, adapter, decoder, beam and second_pass.
+        text: As given.
+    """
+    if text in _LATENCIES:
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected {', '.join(_LATENCIES)} or a number of ms, got '{text}'")
+    return value
+
+
+def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which weights recognise.
+
+    Args:
+        parser: A subcommand's parser; gets model, adapter and head.
     """
     add = parser.add_argument
     add("--model", default="tiny.en", help="Whisper name, .pt file or weights folder (default: tiny.en)")
@@ -74,7 +93,31 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="auto|none|DIR",
         help="causal adapter: the one shipped for the model, none, or a peft folder (default: auto)",
     )
-    add("--decoder", default="whisper", help="streaming decoder (default: whisper)")
+    add(
+        "--head",
+        default="auto",
+        metavar="auto|none|DIR",
+        help="transducer head: the one shipped for the model and adapter, none, or a folder (default: auto)",
+    )
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which weights recognise and how they search.
+
+    Args:
+        parser: A subcommand's parser; gets those of :func:`add_weights_arguments`, decoder, latency, beam and
+            second_pass.
+    """
+    add_weights_arguments(parser)
+    add = parser.add_argument
+    add("--decoder", choices=DECODERS, default="whisper", help="streaming decoder (default: whisper)")
+    add(
+        "--latency",
+        type=latency,
+        metavar="NAME|MS",
+        help="how far ahead the transducer's frames look on average: minimal, low, medium, high, or a number "
+        "of ms (default: as it was trained)",
+    )
     add("--beam", type=positive_int, default=1, metavar="N", help="beam size, 1 is greedy (default: 1)")
     add("--second-pass", action="store_true", help="re-decode each finished segment with offline Whisper")
 
@@ -101,8 +144,8 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which server recognises, and how.
 
     Args:
-        parser: A subcommand's parser; gets server, token, reconnect_s, chunk_ms, latency, second_pass
-            and silence_ms.
+        parser: A subcommand's parser; gets server, token, reconnect_s, decoder, chunk_ms, latency,
+            second_pass and silence_ms.
     """
     add = parser.add_argument
     add("--server", default=DEFAULT_SERVER, metavar="URL", help=f"its address (default: {DEFAULT_SERVER})")
@@ -114,14 +157,20 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="how long to try to get a lost connection back (default: 30)",
     )
-    chunk = parser.add_mutually_exclusive_group()
-    chunk.add_argument(
+    add("--decoder", choices=DECODERS, help="streaming decoder (default: the server's)")
+    add(
         "--chunk-ms",
         type=chunk_ms,
         metavar="N",
         help="chunk size, 40 to 1000 in steps of 20 (default: the server's)",
     )
-    chunk.add_argument("--latency", choices=_LATENCIES, help="chunks of 80, 160, 300 or 600 ms")
+    add(
+        "--latency",
+        type=latency,
+        metavar="NAME|MS",
+        help="minimal, low, medium or high: chunks of 80, 160, 300 or 600 ms unless --chunk-ms is given; "
+        "with the transducer also how far it looks ahead, by name or as a number of ms",
+    )
     add("--second-pass", action="store_true", help="have finished segments decoded again by offline Whisper")
     add("--silence-ms", type=bounded_int(100, 5000), metavar="N", help="pause that ends a segment")
 

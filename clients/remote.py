@@ -35,6 +35,7 @@ def make_client(args: argparse.Namespace, *, sample_rate: int, encoding: str) ->
         sample_rate=sample_rate,
         encoding=encoding,
         language=args.language,
+        decoder=args.decoder,
         chunk_ms=args.chunk_ms,
         latency=args.latency,
         second_pass=args.second_pass,

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from clients.common import bounded_int, chunk_ms, positive_int
+from clients.common import DECODERS, add_weights_arguments, bounded_int, chunk_ms, latency, positive_int
 
 
 def register(subparsers: argparse._SubParsersAction[Any], *, epilog: str) -> None:
@@ -60,26 +60,36 @@ def serve(args: argparse.Namespace) -> int:
         rest_port=args.rest_port,
         upload_bytes=args.max_upload_bytes,
         limits=limits,
-        defaults=StreamSettings(decoder=args.decoder, chunk_ms=args.chunk_ms),
+        defaults=StreamSettings(decoder=args.decoder, latency=args.latency, chunk_ms=args.chunk_ms),
         token_file=args.token_file,
         no_auth=args.no_auth,
         tls_cert=args.tls_cert,
         tls_key=args.tls_key,
         allow_origins=tuple(args.allow_origin),
     )
-    return run(config, model=args.model, adapter=args.adapter, device=args.device, threads=args.threads)
+    return run(
+        config,
+        model=args.model,
+        adapter=args.adapter,
+        head=args.head,
+        device=args.device,
+        threads=args.threads,
+    )
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    add_weights_arguments(parser)
     add = parser.add_argument
-    add("--model", default="tiny.en", help="Whisper name, .pt file or weights folder (default: tiny.en)")
     add(
-        "--adapter",
-        default="auto",
-        metavar="auto|none|DIR",
-        help="causal adapter: the one shipped for the model, none, or a peft folder (default: auto)",
+        "--decoder", choices=DECODERS, default="whisper", help="for clients that name none (default: whisper)"
     )
-    add("--decoder", default="whisper", help="for clients that name none (default: whisper)")
+    add(
+        "--latency",
+        type=latency,
+        metavar="NAME|MS",
+        help="of --decoder transducer for clients that give none: how far ahead its frames look on average, "
+        "minimal, low, medium, high, or a number of ms (default: as it was trained)",
+    )
     add(
         "--chunk-ms",
         type=chunk_ms,

@@ -65,7 +65,7 @@ class StreamingClient:
         decoder: str | None = None,
         language: str | None = None,
         chunk_ms: int | None = None,
-        latency: str | None = None,
+        latency: str | float | None = None,
         beam_size: int | None = None,
         interim: bool = True,
         words: bool = True,
@@ -88,10 +88,11 @@ class StreamingClient:
             sample_rate: In Hz, 8000 to 48000.
             encoding: pcm_s16le, pcm_f32le, mulaw, alaw, flac or ogg_opus.
             channels: Interleaved channels, 1 to 8; the server averages them.
-            decoder: The streaming decoder.
+            decoder: whisper or transducer.
             language: Language code.
             chunk_ms: Chunk size, 40 to 1000 in steps of 20.
-            latency: minimal, low, medium or high, instead of ``chunk_ms``.
+            latency: minimal, low, medium or high, instead of ``chunk_ms``; with the transducer also how far
+                it looks ahead, by name or as a number of ms.
             beam_size: 1 is greedy.
             interim: Send partials.
             words: Give events their words with times and confidences.

@@ -85,18 +85,18 @@ def load_recognizer(args: argparse.Namespace) -> Recognizer:
     """Load the model that the arguments name; imports torch.
 
     Args:
-        args: With model, adapter and device.
+        args: With model, adapter, head and device.
 
     Returns:
         The recogniser.
 
     Raises:
-        ForesoundError: Weights, adapter or device cannot be used.
+        ForesoundError: Weights, adapter, head or device cannot be used.
     """
     from asr import Recognizer
 
     try:
-        return Recognizer.load(args.model, adapter=args.adapter, device=args.device)
+        return Recognizer.load(args.model, adapter=args.adapter, head=args.head, device=args.device)
     except (RuntimeError, AssertionError) as error:  # torch's, for a device it does not have
         if args.device == "cpu":
             raise
@@ -132,6 +132,7 @@ def _transcribe(
 
     stream = recognizer.stream(
         decoder=args.decoder,
+        latency=args.latency,
         chunk_ms=args.chunk_ms,
         beam_size=args.beam,
         language=args.language,

@@ -267,6 +267,7 @@ class Batcher:
         try:
             stream = self._recognizer.stream(
                 decoder=settings.decoder,
+                latency=settings.latency,
                 chunk_ms=settings.chunk_ms,
                 beam_size=settings.beam_size,
                 language=settings.language,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from asr.errors import OptionError
@@ -16,13 +18,16 @@ if TYPE_CHECKING:
     from asr import Recognizer
 
 
-def run(config: ServerConfig, *, model: str, adapter: str, device: str, threads: int | None) -> int:
+def run(
+    config: ServerConfig, *, model: str, adapter: str, head: str, device: str, threads: int | None
+) -> int:
     """Serve until SIGTERM or SIGINT.
 
     Args:
         config: How to listen and whom to let in.
-        model: As in :meth:`asr.Recognizer.load`, like ``adapter`` and ``device``.
+        model: As in :meth:`asr.Recognizer.load`, like ``adapter``, ``head`` and ``device``.
         adapter: The causal adapter.
+        head: The transducer head.
         device: A torch device.
         threads: For the model; None leaves one core to the event loop, which is faster under load.
 
@@ -36,14 +41,15 @@ def run(config: ServerConfig, *, model: str, adapter: str, device: str, threads:
     logging.getLogger("websockets").setLevel(logging.WARNING)
     n_threads = threads or max(1, (os.cpu_count() or 1) - 1)
     os.environ["OMP_NUM_THREADS"] = str(n_threads)  # torch reads it when it is first imported
-    asyncio.run(_serve(config, model=model, adapter=adapter, device=device))
+    load = partial(_load, config.defaults, model=model, adapter=adapter, head=head, device=device)
+    asyncio.run(_serve(config, load))
     return 0
 
 
-async def _serve(config: ServerConfig, *, model: str, adapter: str, device: str) -> None:
+async def _serve(config: ServerConfig, load: Callable[[], Recognizer]) -> None:
     async with Server(config) as server:
         server.handle_signals()
-        recognizer = await asyncio.to_thread(_load, model, adapter, device, config.defaults)
+        recognizer = await asyncio.to_thread(load)
         from service.batcher import Batcher
 
         async with Batcher(recognizer, n_slots=config.limits.max_streams) as batcher:
@@ -57,16 +63,16 @@ async def _serve(config: ServerConfig, *, model: str, adapter: str, device: str)
             await server.close()
 
 
-def _load(model: str, adapter: str, device: str, defaults: StreamSettings) -> Recognizer:
+def _load(defaults: StreamSettings, *, model: str, adapter: str, head: str, device: str) -> Recognizer:
     from asr import Recognizer
 
     try:
-        recognizer = Recognizer.load(model, adapter=adapter, device=device)
+        recognizer = Recognizer.load(model, adapter=adapter, head=head, device=device)
     except (RuntimeError, AssertionError) as error:  # torch's, for a device it does not have
         if device == "cpu":
             raise
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise OptionError(f"device '{device}' cannot be used ({reason}); try --device cpu") from error
     # A default that the model refuses is better found now than by every client.
-    recognizer.stream(decoder=defaults.decoder, chunk_ms=defaults.chunk_ms)
+    recognizer.stream(decoder=defaults.decoder, latency=defaults.latency, chunk_ms=defaults.chunk_ms)
     return recognizer

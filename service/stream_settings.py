@@ -51,6 +51,7 @@ class StreamSettings:
 
     Attributes:
         hotwords: Names and terms to expect.
+        latency: The transducer's; None for Whisper's decoder, and where nobody asked for one.
     """
 
     decoder: str = "whisper"
@@ -62,6 +63,7 @@ class StreamSettings:
     silence_ms: int = 800
     max_segment_s: float = 30.0
     hotwords: tuple[str, ...] = ()
+    latency: str | float | None = None
 
     @property
     def full_prompt(self) -> str | None:

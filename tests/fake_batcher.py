@@ -193,7 +193,7 @@ def main() -> int:
     module = types.ModuleType("service.batcher")
     module.Batcher = batcher  # type: ignore[attr-defined]
     sys.modules["service.batcher"] = module  # the real one imports torch
-    service.main._load = lambda *_: FakeRecognizer()  # type: ignore[assignment,return-value]
+    service.main._load = lambda *_, **__: FakeRecognizer()  # type: ignore[assignment,return-value]
     return foresound()
 
 

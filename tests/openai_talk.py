@@ -17,6 +17,7 @@ from tests.dialogue import Dialogue
 from tests.fake_batcher import QUIET
 
 RATE = 24_000
+DEFAULTS = StreamSettings()
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
 APPEND, COMMIT, CLEAR = (f"input_audio_buffer.{name}" for name in ("append", "commit", "clear"))
 MANUAL = {"audio": {"input": {"turn_detection": None}}}
@@ -31,9 +32,14 @@ class Talk(Dialogue):
     """A client of OpenAI's protocol."""
 
     def __init__(
-        self, *, headers: dict[str, str] | None = None, languages: tuple[str, ...] = ("en",)
+        self,
+        *,
+        headers: dict[str, str] | None = None,
+        languages: tuple[str, ...] = ("en",),
+        defaults: StreamSettings = DEFAULTS,
     ) -> None:
-        opening = Opening({"intent": ["transcription"]}, headers or {}, model="fake", languages=languages)
+        query = {"intent": ["transcription"]}
+        opening = Opening(query, headers or {}, defaults, model="fake", languages=languages)
         super().__init__(OpenAIRealtimeDialect(opening, token=counted(), clock=lambda: 1_900_000_000.0))
 
     def event(self, kind: str, *, shown: str = "", **fields: Any) -> list[dict[str, Any]]:

@@ -34,7 +34,8 @@ def test_evaluate_passes_its_arguments(monkeypatch: Any, capsys: Any) -> None:
     arguments = ["evaluate", "--manifest", "m.jsonl", "--chunk-ms", "80,300", "--limit", "5", "--no-offline"]
     assert main(arguments) == 0
     assert calls == [
-        {"manifest": Path("m.jsonl"), "model": "tiny.en", "adapter": "auto", "decoder": "whisper"}
+        {"manifest": Path("m.jsonl"), "model": "tiny.en", "adapter": "auto", "head": "auto"}
+        | {"decoder": "whisper", "latency": None}
         | {"chunk_ms": [80, 300], "beam_size": 1, "second_pass": False, "limit": 5, "alignments": None}
         | {"workers": 1, "output": None, "offline": False}
     ]

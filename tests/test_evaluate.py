@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import soundfile
 from tqdm import tqdm
 
 from asr import SAMPLE_RATE, AudioError, Event, Final, OptionError, Partial, Transcript, Word
+from asr.waits import Waits
 from benchmarks import longrun
 from benchmarks.machine import hardware
 from training import evaluate
@@ -26,8 +28,9 @@ WORD_S = 0.5  # the fake hears one word in each half second
 class FakeStream:
     """Shows one word more as a draft for each half second heard, and commits all but the last."""
 
-    def __init__(self, *, second_pass: bool) -> None:
+    def __init__(self, *, second_pass: bool, looks_ahead: bool) -> None:
         """Start a stream that nothing was fed to."""
+        self.waits = Waits(frames=array("H", [0, 2, 4] if looks_ahead else []))
         self._second_pass = second_pass
         self._heard = 0
         self._final: Final | None = None
@@ -70,14 +73,15 @@ class FakeRecognizer:
         if options["chunk_ms"] < 40:
             raise OptionError(f"chunk_ms must be at least 40, found {options['chunk_ms']}")
         self.options.append(options)
-        return FakeStream(second_pass=second_pass)
+        looks_ahead = options.get("decoder") == "transducer"
+        return FakeStream(second_pass=second_pass, looks_ahead=looks_ahead)
 
     def transcribe_offline(self, samples: np.ndarray) -> str:
         self.n_offline += 1
         return "Red green pink."
 
 
-def load_fake(model: str, adapter: str) -> Any:
+def load_fake(model: str, adapter: str, head: str) -> Any:
     """A loader at module level, which other processes can import."""
     return FakeRecognizer()
 
@@ -146,15 +150,33 @@ def test_last_line_is_the_report(run: Any) -> None:
     assert report["reference_times"] == {"forced": 0, "weak": 2, "none": 0}
 
 
+def test_lookahead_is_reported_where_there_is_one(run: Any) -> None:
+    """Per frame and per word, in the table too; Whisper's decoder has none."""
+    _, table, report = run(decoder="transducer", head="folder", latency="low")
+    assert report["lookahead_ms"] == {
+        "frame": {"mean": 80.0, "p50": 80.0, "p95": 160.0},
+        "word": {"mean": 0.0, "p50": 0.0, "p95": 0.0},  # the fake's words end at 0
+    }
+    assert (report["head"], report["latency"]) == ("folder", "low")
+    assert "lookahead" in table[0] and " 80/160 " in table[2]
+    _, table, report = run()
+    assert report["lookahead_ms"] is None and "lookahead" not in table[0]
+
+
 def test_several_chunk_sizes_share_the_offline_pass(run: Any) -> None:
     """Each chunk size has a row and a run; offline Whisper runs once per utterance."""
     recognizer = FakeRecognizer()
-    _, table, report = run(chunk_ms=[80, 300], beam_size=2, load=lambda model, adapter: recognizer)
+    _, table, report = run(chunk_ms=[80, 300], beam_size=2, load=lambda *_: recognizer)
     assert len(table) == 4
     assert [entry["chunk_ms"] for entry in report["runs"]] == [80, 300]
     assert report["chunk_ms"] == 80
     assert recognizer.n_offline == 2
-    assert recognizer.options[-1] == {"chunk_ms": 300, "decoder": "whisper", "beam_size": 2}
+    assert recognizer.options[-1] == {
+        "chunk_ms": 300,
+        "decoder": "whisper",
+        "latency": None,
+        "beam_size": 2,
+    }
 
 
 def test_second_pass_stands_beside_the_streamed_text(run: Any) -> None:
@@ -168,7 +190,7 @@ def test_second_pass_stands_beside_the_streamed_text(run: Any) -> None:
 def test_without_offline(run: Any) -> None:
     """Offline Whisper is left out on demand."""
     recognizer = FakeRecognizer()
-    _, _, report = run(offline=False, limit=1, load=lambda model, adapter: recognizer)
+    _, _, report = run(offline=False, limit=1, load=lambda *_: recognizer)
     assert recognizer.n_offline == 0
     assert report["offline_wer"] is None and report["wer_ratio"] is None
     assert report["n_utterances"] == 1 and report["wer"] == 0.0

@@ -5,35 +5,18 @@ import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 from safetensors.torch import load_file
 
-from tests.tiny import TINY_DIMS, tiny_whisper
+from tests.corpus import write_corpus
 from training.config import TrainConfig
 from training.loop import parse_config, train
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Three recordings of noise with invented words and times, and random base weights."""
-    rng = np.random.default_rng(0)
-    manifest, aligned = [], []
-    for i in range(6):
-        name = f"s-c-{i:04}"
-        soundfile.write(tmp_path / f"{name}.wav", rng.standard_normal(24_000) * 0.1, 16_000)
-        words = [["hello", 0.1, 0.5, 0.9], ["world", 0.6, 1.2, 0.9]]
-        manifest.append(
-            {"id": name, "audio": f"{name}.wav", "duration": 1.5, "text": "hello world", "speaker": "s"}
-        )
-        aligned.append({"id": name, "text": "hello world", "words": words})
-    for name, rows in (("m", manifest), ("a", aligned)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    model = tiny_whisper()
-    torch.save({"dims": vars(TINY_DIMS), "model_state_dict": model.state_dict()}, tmp_path / "w.pt")
-    return tmp_path
+    return write_corpus(tmp_path)
 
 
 def _config(corpus: Path, output: str, steps: int) -> TrainConfig:
@@ -56,7 +39,7 @@ def test_resumed_run_equals_uninterrupted_run(corpus: Path, monkeypatch: pytest.
     """A run that was cut goes on with the same data, optimiser and rates, to the same adapter."""
     whole, cut = _config(corpus, "whole", 4), _config(corpus, "cut", 4)
     train(whole)
-    monkeypatch.setattr("training.loop._log", _stop_after(2))
+    monkeypatch.setattr("training.loop.log_row", _stop_after(2))
     with pytest.raises(KeyboardInterrupt):
         train(cut)
     monkeypatch.undo()

@@ -20,17 +20,16 @@ from training.metrics import (
     EmissionLog,
     Latencies,
     ShownWord,
-    StreamedUtterance,
     WerResult,
     corpus_wer,
     count_edits,
-    format_table,
     normalize,
     percentiles,
     play,
-    summarize_streams,
+    spread,
     word_latencies,
 )
+from training.report import StreamedUtterance, format_table, summarize_streams
 
 
 def words_of(text: str, *, stable: bool) -> tuple[Word, ...]:
@@ -247,6 +246,7 @@ def test_percentiles() -> None:
     assert percentiles([float(value) for value in range(101)]) == {"p50": 50.0, "p95": 95.0}
     assert percentiles([1.0, 2.0]) == {"p50": 1.5, "p95": pytest.approx(1.95)}
     assert percentiles([]) is None
+    assert spread([1.0, 2.0]) == {"mean": 1.5, "p50": 1.5, "p95": 1.95} and spread([]) is None
 
 
 def test_summary_and_table() -> None:

@@ -18,6 +18,7 @@ from service.stream_settings import ENCODINGS, AudioFormat, Flushed, StreamSetti
 
 DEFAULTS = StreamSettings(chunk_ms=160)
 WORD = Word("hello", 8000, 16000, 0.5, True)
+LATENCIES = "one of minimal, low, medium, high, a number from 0 to 2000 (transducer only), or null"
 
 
 def parsed(**message: Any) -> Any:
@@ -136,12 +137,15 @@ def test_unknown_types_are_answered_with_the_known_ones(text: str) -> None:
         ("encoding", 16, "one of pcm_s16le, pcm_f32le, mulaw, alaw, flac, ogg_opus"),
         ("channels", 0, "an integer from 1 to 8"),
         ("channels", 9, "an integer from 1 to 8"),
-        ("decoder", 1, "a decoder's name such as whisper, or null"),
+        ("decoder", 1, "whisper, transducer, or null"),
         ("language", ["en"], "a language code such as en, or null"),
         ("chunk_ms", 50, "an integer from 40 to 1000 in steps of 20"),
         ("chunk_ms", 20, "an integer from 40 to 1000 in steps of 20"),
         ("chunk_ms", 1020, "an integer from 40 to 1000 in steps of 20"),
-        ("latency", "tiny", "one of minimal, low, medium, high, or null"),
+        ("latency", "tiny", LATENCIES),
+        ("latency", -1, LATENCIES),
+        ("latency", 2001.0, LATENCIES),
+        ("latency", True, LATENCIES),
         ("beam_size", 9, "an integer from 1 to 8"),
         ("interim", 1, "true or false"),
         ("words", "yes", "true or false"),
@@ -180,8 +184,34 @@ def test_fields_inside_fields_are_named_with_their_path() -> None:
 
 
 def test_chunk_ms_and_latency_contradict_each_other() -> None:
-    """Only one of the two may be given."""
+    """Only one of the two may be given, and no other latency, where Whisper's decoder reads."""
     assert start(chunk_ms=80, latency="low").field == "latency"
+    assert start(latency=80).field == "latency"
+
+
+def test_latency_turns_the_transducers_dial() -> None:
+    """A name chooses the chunks besides, unless they are given; a number does not."""
+    low = start(decoder="transducer", latency="low").settings
+    assert (low.latency, low.chunk_ms) == ("low", 160)
+    low = start(decoder="transducer", latency="low", chunk_ms=80).settings
+    assert (low.latency, low.chunk_ms) == ("low", 80)
+    none = start(decoder="transducer", latency=0).settings
+    assert (none.latency, none.chunk_ms) == (0.0, DEFAULTS.chunk_ms)
+    assert start(latency="low").settings.latency is None
+
+
+def test_the_servers_latency_is_its_transducers() -> None:
+    """Who gives none has the server's, who asks for Whisper's decoder has none."""
+    defaults = StreamSettings(decoder="transducer", latency="high")
+
+    def settings(**fields: object) -> StreamSettings:
+        command = parse(json.dumps({"type": "start", **fields}), defaults)
+        assert isinstance(command, Start)
+        return command.settings
+
+    assert settings() == defaults
+    assert settings(latency=0).latency == 0.0
+    assert settings(decoder="whisper").latency is None
 
 
 def test_messages_to_the_client() -> None:

@@ -42,7 +42,16 @@ def test_delay_is_a_chunk_size(delay: str, ms: int) -> None:
     talk = Talk()
     talk.update({"audio": {"input": {"transcription": {"delay": delay}}}})
     talk.speak(0.1)
-    assert talk.asked[1].chunk_ms == ms
+    assert talk.asked[1].chunk_ms == ms and talk.asked[1].latency is None
+
+
+@pytest.mark.parametrize(("delay", "latency"), [("minimal", "minimal"), ("xhigh", "high"), (None, 90.0)])
+def test_delay_turns_the_dial_of_a_servers_transducer(delay: str | None, latency: str | float) -> None:
+    """Where the server has chosen that decoder; its own latency stands where the client gives none."""
+    talk = Talk(defaults=StreamSettings(decoder="transducer", latency=90.0))
+    talk.update({"audio": {"input": {"transcription": {"delay": delay}}}})
+    talk.speak(0.1)
+    assert talk.asked[-1].latency == latency
 
 
 @pytest.mark.parametrize(

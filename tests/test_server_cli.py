@@ -27,13 +27,14 @@ def test_the_command_s_defaults_are_the_service_s(monkeypatch: pytest.MonkeyPatc
     """They are written down twice, for the help, and are the same."""
     config, rest = parsed(monkeypatch)
     assert config == ServerConfig()
-    assert rest == {"model": "tiny.en", "adapter": "auto", "device": "cpu", "threads": None}
+    assert rest == {"model": "tiny.en", "adapter": "auto", "head": "auto", "device": "cpu", "threads": None}
 
 
 def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each ends up where it belongs."""
     text = (
-        "--host 0.0.0.0 --port 1 --model base --adapter none --decoder whisper --chunk-ms 80 --max-streams 2 "
+        "--host 0.0.0.0 --port 1 --model base --adapter none --head h --decoder transducer --latency 90 "
+        "--chunk-ms 80 --max-streams 2 "
         "--tls-cert c --tls-key k --token-file t --threads 3 --device cuda --idle-s 1 --session-s 2 "
         "--resume-s 3 --drain-s 4 --queue-s 5 --max-message-bytes 6000 "
         "--allow-origin https://a.b --allow-origin * --vosk-port 2700 --rest-port 0 --max-upload-bytes 7"
@@ -45,7 +46,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         limits=Limits(
             max_streams=2, message_bytes=6000, queue_s=5, idle_s=1, session_s=2, resume_s=3, drain_s=4
         ),
-        defaults=StreamSettings(decoder="whisper", chunk_ms=80),
+        defaults=StreamSettings(decoder="transducer", latency=90.0, chunk_ms=80),
         token_file=Path("t"),
         tls_cert=Path("c"),
         tls_key=Path("k"),
@@ -54,7 +55,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         rest_port=0,
         upload_bytes=7,
     )
-    assert rest == {"model": "base", "adapter": "none", "device": "cuda", "threads": 3}
+    assert rest == {"model": "base", "adapter": "none", "head": "h", "device": "cuda", "threads": 3}
     assert parsed(monkeypatch, "--host", "::", "--no-auth")[0].no_auth
 
 
@@ -75,6 +76,10 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--idle-s soon", "argument --idle-s: expected a number of seconds, got 'soon'"),
         ("--port 70000", "argument --port: expected an integer from 0 to 65535, got '70000'"),
         ("--chunk-ms 20", "argument --chunk-ms: expected an integer from 40 to 1000, got '20'"),
+        ("--decoder ctc", "argument --decoder: invalid choice: 'ctc'"),
+        ("--latency soon", "argument --latency: expected minimal, low, medium, high or a number of ms"),
+        ("--head none --decoder transducer", "decoder 'transducer' needs a head and none is loaded"),
+        ("--latency low", "latency 'low' is for the transducer"),
         ("--allow-origin example.com", "origin 'example.com' is none"),
     ],
 )

@@ -123,14 +123,17 @@ def test_options_reach_the_server(
     monkeypatch.setenv("FORESOUND_TOKEN", "other")
     assert stream(server, wav(), "--latency", "low", "--token", "s3cret") == 0
     assert server.starts[1]["latency"] == "low" and "chunk_ms" not in server.starts[1]
+    options = ["--decoder", "transducer", "--latency", "90", "--chunk-ms", "80", "--token", "s3cret"]
+    assert stream(server, wav(), *options) == 0
+    assert server.starts[2].items() >= {"decoder": "transducer", "latency": 90.0, "chunk_ms": 80}.items()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--chunk-ms", "39"], "40 to 1000"),
-        (["--chunk-ms", "80", "--latency", "low"], "not allowed with"),
-        (["--latency", "none"], "invalid choice"),
+        (["--latency", "none"], "minimal, low, medium, high or a number of ms"),
+        (["--decoder", "ctc"], "invalid choice"),
         (["--silence-ms", "99"], "100 to 5000"),
         (["--server", "localhost:8765"], "ws://127.0.0.1:8765"),
         (["--format", "all"], "--output-dir"),

@@ -101,11 +101,11 @@ def test_every_format_on_stdout(wav: Callable[..., str], capsys: Any) -> None:
 def test_options_reach_the_stream(wav: Callable[..., str], fake: FakeRecognizer, capsys: Any) -> None:
     """Each option has its place in Recognizer.stream."""
     options = ["--chunk-ms", "80", "--beam", "3", "--language", "en", "--prompt", "Hi.", "--second-pass"]
-    options += ["--hotwords", "Ann, Bo Lee,"]
+    options += ["--hotwords", "Ann, Bo Lee,", "--decoder", "transducer", "--latency", "low"]
     assert main(["transcribe", wav(), *options]) == 0
     assert fake.options == [
-        {"decoder": "whisper", "chunk_ms": 80, "beam_size": 3, "language": "en", "prompt": "Hi."}
-        | {"hotwords": ["Ann", "Bo Lee"], "second_pass": True}
+        {"decoder": "transducer", "latency": "low", "chunk_ms": 80, "beam_size": 3, "language": "en"}
+        | {"prompt": "Hi.", "hotwords": ["Ann", "Bo Lee"], "second_pass": True}
     ]
     assert capsys.readouterr().out == "W0 W1 W2 W3\nW4 W5\n"
 
@@ -352,7 +352,7 @@ def test_an_unusable_device_is_one_line(wav: Callable[..., str], monkeypatch: An
 
     class Recognizer:
         @staticmethod
-        def load(model: str, *, adapter: str, device: str) -> None:
+        def load(model: str, *, adapter: str, head: str, device: str) -> None:
             raise RuntimeError(f"Expected one of cpu, cuda, got {device}\nmore")
 
     monkeypatch.setattr(asr, "Recognizer", Recognizer, raising=False)

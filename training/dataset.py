@@ -6,13 +6,14 @@ Everything is drawn from (seed, epoch, index), so a resumed run sees the data it
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import soxr
 from whisper.tokenizer import Tokenizer
 
+from asr.bpe import TruncatedBpe
 from asr.errors import AudioError
 from asr.events import SAMPLE_RATE
 from asr.words import Vocabulary
@@ -67,6 +68,7 @@ class StreamDataset:
         tokenizer: Tokenizer,
         margin_s: float,
         seed: int,
+        spelling: TruncatedBpe | None = None,
     ) -> None:
         """Keep what epochs are drawn from; only the noises are read here.
 
@@ -78,6 +80,7 @@ class StreamDataset:
             tokenizer: Whisper's.
             margin_s: How long after its end a word is due.
             seed: Of all random draws.
+            spelling: What texts are cut into tokens by; None is the tokenizer.
         """
         self._config = config
         self._chains = _chains([u for u in utterances if u.text is None or u.id in aligned])
@@ -87,6 +90,7 @@ class StreamDataset:
         self._vocabulary = Vocabulary(tokenizer)
         self._margin_s = margin_s
         self._seed = seed
+        self._encode: Callable[[str], list[int]] = (spelling or tokenizer).encode
 
     def plan(self, epoch: int) -> list[list[Item]]:
         """The batches of an epoch; each holds streams of similar length."""
@@ -177,7 +181,7 @@ class StreamDataset:
         due: list[float] = []
         latest = 0.0
         for word in words:
-            ids = self._tokenizer.encode(" " + word.word)
+            ids = self._encode(" " + word.word)
             latest = max(latest, word.end_s / speed + self._margin_s)
             spoken = self._vocabulary.n_spoken(ids)
             times = [latest] * spoken + [latest + MARK_DELAY_S] * (len(ids) - spoken)

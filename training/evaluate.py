@@ -13,10 +13,10 @@ import multiprocessing
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import torch
@@ -27,16 +27,13 @@ from training.alignment import align_words, spell_like_teacher
 from training.manifest import ManifestError, Utterance, WordTime, load_audio, read_alignments, read_manifest
 from training.metrics import (
     NO_EDITS,
-    StreamedUtterance,
     WerResult,
-    corpus_wer,
     count_edits,
-    format_table,
     play,
-    summarize_streams,
     transcribe,
     word_latencies,
 )
+from training.report import EvaluatedUtterance, StreamedUtterance, format_table, record, summarize
 
 MAX_ALIGNED_S = 30.0  # Whisper's window; longer utterances get no weak alignment
 
@@ -48,6 +45,8 @@ class Settings:
     chunk_ms: tuple[int, ...] = (300,)
     decoder: str = "whisper"
     beam_size: int = 1
+    latency: str | float | None = None
+    """The transducer's."""
     second_pass: bool = False
     """Stream once more with the second pass: WER and latency of the streamed text stay what they are."""
     offline: bool = True
@@ -56,23 +55,12 @@ class Settings:
     def stream(self, recognizer: Recognizer, *, chunk_ms: int, second_pass: bool = False) -> Stream:
         """Return a fresh stream."""
         return recognizer.stream(
-            decoder=self.decoder, chunk_ms=chunk_ms, beam_size=self.beam_size, second_pass=second_pass
+            decoder=self.decoder,
+            latency=self.latency,
+            chunk_ms=chunk_ms,
+            beam_size=self.beam_size,
+            second_pass=second_pass,
         )
-
-
-@dataclass(frozen=True)
-class EvaluatedUtterance:
-    """All that was measured on one utterance; with ``error`` set there is nothing else."""
-
-    utterance: Utterance
-    error: str | None = None
-    duration_s: float = 0.0
-    """Seconds of audio in the file."""
-    reference_times: str = "none"
-    """Source of the word times: ``forced``, ``weak`` or ``none``."""
-    offline_text: str | None = None
-    offline_edits: WerResult = NO_EDITS
-    streamed: tuple[StreamedUtterance, ...] = ()
 
 
 def run(
@@ -89,7 +77,9 @@ def run(
     workers: int,
     output: Path | None,
     offline: bool,
-    load: Callable[[str, str], Recognizer] | None = None,
+    head: str = "auto",
+    latency: str | float | None = None,
+    load: Callable[[str, str, str], Recognizer] | None = None,
 ) -> int:
     """Stream a manifest and print a table and, as the last line, one JSON object.
 
@@ -107,7 +97,10 @@ def run(
         workers: Processes; with more than one, each computes on one thread.
         output: File for one JSON line per utterance with its texts and latencies.
         offline: Also measure the same weights on the padded window with adapters off.
-        load: Gives the recognizer of a model and an adapter (picklable), if not ``Recognizer.load``.
+        head: ``auto``, ``none`` or a folder.
+        latency: The transducer's, as in :meth:`asr.Recognizer.stream`.
+        load: Gives the recognizer of a model, an adapter and a head (picklable), if not
+            ``Recognizer.load``.
 
     Returns:
         0, or 1 when an audio file had to be skipped.
@@ -115,7 +108,7 @@ def run(
     Raises:
         ForesoundError: The manifest, the model, the adapter or an option cannot be used.
     """
-    settings = Settings(tuple(chunk_ms), decoder, beam_size, second_pass, offline)
+    settings = Settings(tuple(chunk_ms), decoder, beam_size, latency, second_pass, offline)
     _check_options(settings, limit=limit, workers=workers)
     utterances = read_manifest(manifest)
     with_text = [utterance for utterance in utterances if utterance.text is not None]
@@ -124,7 +117,7 @@ def run(
     chosen = with_text[:limit]
     evaluated = evaluate(
         chosen,
-        loader=partial(load or load_recognizer, model, adapter),
+        loader=partial(load or load_recognizer, model, adapter, head),
         settings=settings,
         forced=read_alignments(alignments) if alignments else {},
         workers=workers,
@@ -136,9 +129,10 @@ def run(
             if result.error:
                 tqdm.write(f"{manifest}:{result.utterance.line}: skipped: {result.error}", file=sys.stderr)
             elif file:
-                file.write(json.dumps(_record(result), ensure_ascii=False) + "\n")
-    report = summarize(results, settings=settings)
+                file.write(json.dumps(record(result), ensure_ascii=False) + "\n")
+    report = summarize(results, chunk_ms=settings.chunk_ms)
     report |= {"model": model, "adapter": adapter, "decoder": decoder, "beam_size": beam_size}
+    report |= {"head": head, "latency": latency} if decoder == "transducer" else {}
     report |= {"manifest": manifest.name, "workers": workers}
     report["n_without_text"] = len(utterances) - len(with_text)
     print(format_table(report["runs"]))
@@ -146,9 +140,9 @@ def run(
     return 1 if report["n_failed"] else 0
 
 
-def load_recognizer(model: str, adapter: str) -> Recognizer:
-    """Return the recognizer of a model and an adapter, on the CPU."""
-    return Recognizer.load(model, adapter=adapter)
+def load_recognizer(model: str, adapter: str, head: str = "auto") -> Recognizer:
+    """Return the recognizer of a model, an adapter and a head, on the CPU."""
+    return Recognizer.load(model, adapter=adapter, head=head)
 
 
 def evaluate(
@@ -231,7 +225,8 @@ def evaluate_utterance(
     times, source = reference_times(recognizer, samples, text=text, forced=forced, offline_text=offline_text)
     streamed = []
     for chunk_ms in settings.chunk_ms:
-        played = play(settings.stream(recognizer, chunk_ms=chunk_ms), samples)
+        stream = settings.stream(recognizer, chunk_ms=chunk_ms)
+        played = play(stream, samples)
         second = None
         if settings.second_pass:
             second = transcribe(settings.stream(recognizer, chunk_ms=chunk_ms, second_pass=True), samples)
@@ -242,6 +237,8 @@ def evaluate_utterance(
                 edits=count_edits(text, hypothesis=played.transcript.text),
                 compute_s=played.compute_s,
                 latencies=word_latencies(played.words, reference=times),
+                frame_waits_ms=tuple(stream.waits.frames_ms()),
+                word_waits_ms=tuple(stream.waits.words_ms(played.transcript.words)),
                 second_pass_text=second,
                 second_pass_edits=NO_EDITS if second is None else count_edits(text, hypothesis=second),
             )
@@ -320,37 +317,6 @@ def stream_wer(
     return total
 
 
-def summarize(results: Sequence[EvaluatedUtterance], *, settings: Settings) -> dict[str, Any]:
-    """Return the JSON object of an evaluation.
-
-    Args:
-        results: All utterances, failed ones included.
-        settings: What was measured.
-
-    Returns:
-        The first chunk size's numbers, those of all chunk sizes under ``runs``, and what they rest on.
-        A number that could not be measured is None.
-    """
-    good = [result for result in results if not result.error]
-    duration_s = sum(result.duration_s for result in good)
-    offline = [result.offline_edits for result in good if result.offline_text is not None]
-    offline_wer = corpus_wer(offline)
-    runs = []
-    for index, chunk_ms in enumerate(settings.chunk_ms):
-        numbers = summarize_streams([result.streamed[index] for result in good], duration_s=duration_s)
-        ratio = numbers["wer"] / offline_wer if offline_wer and numbers["wer"] is not None else None
-        runs.append({"chunk_ms": chunk_ms, **numbers, "offline_wer": offline_wer, "wer_ratio": ratio})
-    sources = [result.reference_times for result in good]
-    return {
-        **runs[0],
-        "n_utterances": len(good),
-        "n_failed": len(results) - len(good),
-        "hours": duration_s / 3600,
-        "reference_times": {source: sources.count(source) for source in ("forced", "weak", "none")},
-        "runs": runs,
-    }
-
-
 def _check_options(settings: Settings, *, limit: int | None, workers: int) -> None:
     if not settings.chunk_ms:
         raise OptionError("no chunk size given; give at least one, such as 300")
@@ -378,15 +344,3 @@ def _create(path: Path | None) -> contextlib.AbstractContextManager[IO[str] | No
         return path.open("w", encoding="utf-8")
     except OSError as error:
         raise OptionError(f"{path}: cannot be written ({error.strerror or error})") from error
-
-
-def _record(result: EvaluatedUtterance) -> dict[str, Any]:
-    """Return an utterance's line of the output file."""
-    return {
-        "id": result.utterance.id,
-        "reference": result.utterance.text,
-        "duration": result.duration_s,
-        "reference_times": result.reference_times,
-        "offline_text": result.offline_text,
-        "streamed": [asdict(item) for item in result.streamed],
-    }

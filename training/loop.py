@@ -6,16 +6,12 @@ the run's last checkpoint.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,10 +25,11 @@ from asr.checkpoint import Checkpoint, load_checkpoint
 from asr.encoder import Chunking
 from training.alignment import read_aligned, teacher_tokenizer
 from training.config import DataConfig, LossConfig, TrainConfig
-from training.dataset import Example, Item, StreamDataset
+from training.dataset import StreamDataset
 from training.evaluate import stream_wer
 from training.losses import StreamLoss
-from training.manifest import Utterance, read_manifest
+from training.manifest import read_manifest
+from training.runs import Position, every_nth, load_batches, log_row, parse_settings, warm_cosine
 
 
 @dataclass
@@ -64,7 +61,11 @@ def train(config: TrainConfig) -> None:
     tokenizer = teacher_tokenizer(base.model)
     loss_of = StreamLoss(student, base.model, eot=tokenizer.eot, config=config.loss)
     dataset = _dataset(config, tokenizer)
-    batches = _batches(dataset, progress)
+    batches = load_batches(
+        dataset,
+        Position(progress.epoch, progress.batch),
+        lambda items, _: [dataset.load(item) for item in items],
+    )
     bar = tqdm(total=config.steps, initial=progress.step, unit="step", dynamic_ncols=True)
     while progress.step < config.steps:
         started = time.monotonic()
@@ -75,11 +76,15 @@ def train(config: TrainConfig) -> None:
             left_context_s=config.left_context_s,
         )
         for _ in range(config.accumulate):
-            examples, progress.epoch, progress.batch = next(batches)
+            loaded = next(batches)
+            examples = loaded.content
+            progress.epoch, progress.batch = loaded.following.epoch, loaded.following.batch
             parts = loss_of(examples, chunking=chunking, rng=rng)
             (parts.total / config.accumulate).backward()
             progress.hours += sum(len(e.clean) for e in examples) / 16_000 / 3600
-        rate = config.learning_rate * _rate(progress.step, config)
+        rate = config.learning_rate * warm_cosine(
+            progress.step, warmup_steps=config.warmup_steps, steps=config.steps
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
@@ -100,7 +105,7 @@ def train(config: TrainConfig) -> None:
             "rate": round(rate, 8),
             "seconds": round(time.monotonic() - started, 2),
         }
-        _log(config.output / "log.csv", row)
+        log_row(config.output / "log.csv", row)
         bar.set_postfix(loss=row["loss"], token=row["token"], feature=row["feature"], refresh=False)
         bar.update()
         finished = progress.step == config.steps
@@ -117,14 +122,6 @@ def _adapter(config: TrainConfig, base: Checkpoint, student: Whisper) -> PeftMod
     return continue_adapter(student, config.start_from, weights_hash=base.weights_hash)
 
 
-def _rate(step: int, config: TrainConfig) -> float:
-    """Linear warm-up, then a cosine down to one percent."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
 def _dataset(config: TrainConfig, tokenizer: Any) -> StreamDataset:
     data = config.data
     return StreamDataset(
@@ -136,29 +133,6 @@ def _dataset(config: TrainConfig, tokenizer: Any) -> StreamDataset:
         margin_s=config.loss.margin_s,
         seed=config.seed,
     )
-
-
-def _batches(dataset: StreamDataset, progress: Progress) -> Iterator[tuple[list[Example], int, int]]:
-    """Endless batches from where ``progress`` stands, read one ahead, with the position after each."""
-    epoch, batch = progress.epoch, progress.batch
-
-    def positions() -> Iterator[tuple[Sequence[Item], int, int]]:
-        at, first = epoch, batch
-        while True:
-            plan = dataset.plan(at)
-            for i in range(first, len(plan)):
-                yield plan[i], *((at, i + 1) if i + 1 < len(plan) else (at + 1, 0))
-            at, first = at + 1, 0
-
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        source = positions()
-        items, *position = next(source)
-        pending = pool.submit(lambda batch: [dataset.load(item) for item in batch], items)
-        while True:
-            examples, done = pending.result(), position
-            items, *position = next(source)
-            pending = pool.submit(lambda batch: [dataset.load(item) for item in batch], items)
-            yield examples, done[0], done[1]
 
 
 def _evaluate(config: TrainConfig, base: Checkpoint, wrapped: PeftModel, progress: Progress) -> None:
@@ -175,19 +149,14 @@ def _evaluate(config: TrainConfig, base: Checkpoint, wrapped: PeftModel, progres
         initial=config.initial_chunks,
         left_context_s=config.left_context_s,
     )
-    utterances = _every_nth(read_manifest(config.dev_manifest, require_text=True), config.dev_limit)
+    utterances = every_nth(read_manifest(config.dev_manifest, require_text=True), config.dev_limit)
     result = stream_wer(recognizer, utterances, chunk_ms=config.dev_chunk_ms)
     row = {"step": progress.step, "chunk_ms": config.dev_chunk_ms, "n": len(utterances), "wer": result.wer}
-    _log(config.output / "dev.csv", row)
+    log_row(config.output / "dev.csv", row)
     tqdm.write(f"step {progress.step}: dev WER {100 * result.wer:.2f} % at {config.dev_chunk_ms} ms")
     if result.wer < progress.best_wer:
         progress.best_wer = result.wer
         save_adapter(wrapped, config.output / "best", _card(config, base, progress))
-
-
-def _every_nth(utterances: list[Utterance], limit: int) -> list[Utterance]:
-    """At most ``limit`` utterances, spread evenly."""
-    return utterances[:: max(1, -(-len(utterances) // limit))]
 
 
 def _card(config: TrainConfig, base: Checkpoint, progress: Progress) -> AdapterCard:
@@ -243,49 +212,18 @@ def _resume(
     return Progress(**state["progress"])
 
 
-def _log(path: Path, row: dict[str, Any]) -> None:
-    """Append a row to a CSV file, with a header if it is new."""
-    new = not path.exists()
-    with path.open("a", encoding="utf-8") as file:
-        if new:
-            file.write(",".join(row) + "\n")
-        file.write(",".join(str(value) for value in row.values()) + "\n")
-
-
 def parse_config(arguments: Sequence[str] | None = None) -> TrainConfig:
     """The run that a command line describes; every field of the configs is an option."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--config", type=Path, help="JSON object with any of the options below")
-    owners = {field.name: owner for owner in (DataConfig, LossConfig, TrainConfig) for field in fields(owner)}
-    for name, owner in owners.items():
-        if name not in ("data", "loss"):
-            parser.add_argument(f"--{name.replace('_', '-')}", help=f"{owner.__name__}.{name}")
-    given = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v is not None}
-    if "config" in given:
-        given = {**json.loads(given.pop("config").read_text()), **given}
-    unknown = sorted(set(given) - set(owners))
-    if unknown:
-        parser.error(f"unknown settings {', '.join(unknown)}; choose from {', '.join(sorted(owners))}")
-    missing = [f"--{name}" for name in ("manifest", "aligned", "output") if name not in given]
-    if missing:
-        parser.error(f"{', '.join(missing)} must be given")
-    parts = {
-        owner: {name: _convert(owner, name, value) for name, value in given.items() if owners[name] is owner}
-        for owner in (DataConfig, LossConfig, TrainConfig)
-    }
-    return TrainConfig(
-        data=DataConfig(**parts[DataConfig]), loss=LossConfig(**parts[LossConfig]), **parts[TrainConfig]
+    given = parse_settings(
+        (DataConfig, LossConfig, TrainConfig),
+        description=(__doc__ or "").split("\n")[0],
+        required=("manifest", "aligned", "output"),
+        skipped=("data", "loss"),
+        arguments=arguments,
     )
-
-
-def _convert(owner: type, name: str, value: Any) -> Any:
-    kind = next(field.type for field in fields(owner) if field.name == name)
-    if str(kind).startswith("tuple"):
-        number = int if "int" in str(kind) else float
-        return tuple(number(x) for x in (value.split(",") if isinstance(value, str) else value))
-    if "Path" in str(kind):
-        return Path(value)
-    return {"int": int, "float": float}.get(str(kind), str)(value)
+    return TrainConfig(
+        data=DataConfig(**given[DataConfig]), loss=LossConfig(**given[LossConfig]), **given[TrainConfig]
+    )
 
 
 if __name__ == "__main__":

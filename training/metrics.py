@@ -14,6 +14,11 @@ Latency of a word
     Time of its emission (or commitment) minus the end of the same word in the reference times.
     Only words that match exactly in the minimal edit alignment count. It is negative when a word
     is shown before it has ended.
+Lookahead of a frame
+    How much audio after its own end a frame of a transducer's needed, because it or a frame before
+    it chose to look at it, directly or through the layers below; whether that audio came in the same
+    chunk does not matter. That of a word is the lookahead of the frame at which its last token came
+    out. Whisper's decoder has none.
 Compute-unaware time
     Seconds of audio that had been fed when the call returned: what an infinitely fast computer
     would show, audio being heard in small blocks.
@@ -25,10 +30,9 @@ Compute-aware time
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from typing import Any
 
 import jiwer
 import numpy as np
@@ -136,6 +140,16 @@ def percentiles(values: Sequence[float]) -> dict[str, float] | None:
         return None
     p50, p95 = np.percentile(np.asarray(values, dtype=np.float64), [50, 95])
     return {"p50": round(float(p50), 3), "p95": round(float(p95), 3)}
+
+
+def spread(values: Sequence[float]) -> dict[str, float] | None:
+    """Return the mean beside :func:`percentiles`.
+
+    Args:
+        values: Numbers of one unit, in any order.
+    """
+    found = percentiles(values)
+    return found and {"mean": round(float(np.mean(values)), 3), **found}
 
 
 @dataclass(frozen=True)
@@ -319,79 +333,3 @@ def word_latencies(words: Sequence[ShownWord], *, reference: Sequence[WordTime])
 
 def _lag_ms(time_s: float, end_s: float) -> float:
     return round(1000 * (time_s - end_s), 3)
-
-
-@dataclass(frozen=True)
-class StreamedUtterance:
-    """One utterance streamed at one chunk size."""
-
-    chunk_ms: int
-    text: str
-    edits: WerResult
-    compute_s: float
-    """Measured seconds inside ``feed`` and ``finish``."""
-    latencies: Latencies
-    second_pass_text: str | None = None
-    second_pass_edits: WerResult = NO_EDITS
-
-
-def summarize_streams(streamed: Sequence[StreamedUtterance], *, duration_s: float) -> dict[str, Any]:
-    """Return the numbers of a corpus streamed at one chunk size.
-
-    Args:
-        streamed: Its utterances.
-        duration_s: Seconds of audio in all of them.
-
-    Returns:
-        Plain values for JSON; a number that could not be measured is None. ``rtf`` is the seconds of
-        computing per second of audio.
-    """
-    edits = sum((item.edits for item in streamed), NO_EDITS)
-    second = [item.second_pass_edits for item in streamed if item.second_pass_text is not None]
-    latencies = [item.latencies for item in streamed]
-    emission_ms = [ms for item in latencies for ms in item.emission_ms]
-    return {
-        "wer": corpus_wer([edits]),
-        "n_words": edits.n_words,
-        "substitutions": edits.substitutions,
-        "deletions": edits.deletions,
-        "insertions": edits.insertions,
-        "second_pass_wer": corpus_wer(second),
-        "latency_ms": percentiles(emission_ms),
-        "latency_compute_aware_ms": percentiles(
-            [ms for x in latencies for ms in x.emission_compute_aware_ms]
-        ),
-        "commit_latency_ms": percentiles([ms for item in latencies for ms in item.commit_ms]),
-        "n_latency_words": len(emission_ms),
-        "rtf": sum(item.compute_s for item in streamed) / duration_s if streamed else None,
-    }
-
-
-def format_table(runs: Sequence[dict[str, Any]]) -> str:
-    """Return the runs of a report as a table, one row per chunk size."""
-    columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-        ("chunk ms", lambda run: f"{run['chunk_ms']}"),
-        ("WER %", lambda run: f"{100 * run['wer']:.2f}"),
-        ("S/D/I", lambda run: f"{run['substitutions']}/{run['deletions']}/{run['insertions']}"),
-        ("offline WER %", lambda run: f"{100 * run['offline_wer']:.2f}"),
-        ("ratio", lambda run: f"{run['wer_ratio']:.2f}"),
-        ("2nd pass WER %", lambda run: f"{100 * run['second_pass_wer']:.2f}"),
-        ("latency ms p50/p95", lambda run: "{p50:.0f}/{p95:.0f}".format(**run["latency_ms"])),
-        ("compute-aware", lambda run: "{p50:.0f}/{p95:.0f}".format(**run["latency_compute_aware_ms"])),
-        ("commit ms p50/p95", lambda run: "{p50:.0f}/{p95:.0f}".format(**run["commit_latency_ms"])),
-        ("RTF", lambda run: f"{run['rtf']:.3f}"),
-    ]
-    if all(run["second_pass_wer"] is None for run in runs):
-        columns = [column for column in columns if "2nd" not in column[0]]
-    rows = [[title for title, _ in columns]]
-    for run in runs:
-        row = []
-        for _, cell in columns:
-            try:
-                row.append(cell(run))
-            except TypeError:  # a number that could not be measured is None
-                row.append("-")
-        rows.append(row)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * width for width in widths])
-    return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)

@@ -159,10 +159,16 @@ def encode(outgoing: Outgoing, *, words: bool) -> str:
 
 
 def _start(message: StartMessage, defaults: StreamSettings) -> Command:
-    if message.chunk_ms is not None and message.latency is not None:
-        text = "chunk_ms and latency are both given and mean the same; leave one out"
+    decoder, latency = message.decoder or defaults.decoder, message.latency
+    looks_ahead = decoder == "transducer"
+    if message.chunk_ms is not None and latency is not None and not looks_ahead:
+        text = f"chunk_ms and latency are both given and mean the same for {decoder}; leave one out"
         return Problem("invalid_field", text, field="latency")
-    chunk_ms = LATENCY_MS[message.latency] if message.latency else message.chunk_ms
+    if isinstance(latency, float) and not looks_ahead:
+        names = ", ".join(LATENCY_MS)
+        text = f"latency is {_shown(latency)}; expected one of {names}, a number is for the transducer"
+        return Problem("invalid_field", text, field="latency")
+    chunk_ms = LATENCY_MS[latency] if isinstance(latency, str) else None
     return Start(
         audio=AudioFormat(
             encoding=message.encoding.replace("-", "_"),
@@ -170,8 +176,9 @@ def _start(message: StartMessage, defaults: StreamSettings) -> Command:
             channels=message.channels,
         ),
         settings=StreamSettings(
-            decoder=message.decoder or defaults.decoder,
-            chunk_ms=chunk_ms or defaults.chunk_ms,
+            decoder=decoder,
+            latency=(defaults.latency if latency is None else latency) if looks_ahead else None,
+            chunk_ms=message.chunk_ms or chunk_ms or defaults.chunk_ms,
             beam_size=message.beam_size,
             language=message.language,
             prompt=message.prompt,
@@ -266,6 +273,7 @@ def _ready(ready: Ready) -> dict[str, Any]:
             "encoding": audio.encoding,
             "channels": audio.channels,
             "decoder": settings.decoder,
+            "latency": settings.latency,
             "language": settings.language,
             "chunk_ms": settings.chunk_ms,
             "beam_size": settings.beam_size,

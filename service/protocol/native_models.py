@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-LATENCY_MS = {"minimal": 80, "low": 160, "medium": 300, "high": 600}
+LATENCY_MS = {"minimal": 80, "low": 160, "medium": 300, "high": 600}  # chunk size that each name asks for
 _MAX_SAFE_INT = 2**53 - 1  # JavaScript's: every client can echo it
 
 
@@ -36,17 +36,20 @@ class StartMessage(_Message):
         default="pcm_s16le", description="one of pcm_s16le, pcm_f32le, mulaw, alaw, flac, ogg_opus"
     )
     channels: int = Field(default=1, ge=1, le=8, description="an integer from 1 to 8")
-    decoder: str | None = Field(
-        default=None, max_length=100, description="a decoder's name such as whisper, or null"
-    )
+    decoder: str | None = Field(default=None, max_length=100, description="whisper, transducer, or null")
     language: str | None = Field(
         default=None, max_length=100, description="a language code such as en, or null"
     )
     chunk_ms: int | None = Field(
         default=None, ge=40, le=1000, multiple_of=20, description="an integer from 40 to 1000 in steps of 20"
     )
-    latency: Literal["minimal", "low", "medium", "high"] | None = Field(
-        default=None, description=f"one of {', '.join(LATENCY_MS)}, or null"
+    latency: (
+        Literal["minimal", "low", "medium", "high"]
+        | Annotated[float, Field(ge=0, le=2000, allow_inf_nan=False)]
+        | None
+    ) = Field(
+        default=None,
+        description=f"one of {', '.join(LATENCY_MS)}, a number from 0 to 2000 (transducer only), or null",
     )
     beam_size: int = Field(default=1, ge=1, le=8, description="an integer from 1 to 8")
     interim: bool = Field(default=True, description="true or false")

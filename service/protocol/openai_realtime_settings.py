@@ -169,6 +169,7 @@ class Settings:
         settings = replace(
             defaults,
             chunk_ms=DELAY_MS[transcription.delay] if transcription.delay else defaults.chunk_ms,
+            latency=self._latency,
             language=self.language,
             prompt=(transcription.prompt or "")[-_PROMPT_CHARS:] or None,
             hotwords=tuple(word.strip() for word in transcription.keywords or () if word.strip()),
@@ -176,6 +177,14 @@ class Settings:
             silence_ms=self._silence_ms,
         )
         return Start(self.audio, settings, progress=True)
+
+    @property
+    def _latency(self) -> str | float | None:
+        """The transducer's, where the server has chosen that."""
+        delay, defaults = self.session.audio.input.transcription.delay, self.opening.defaults
+        if delay is None or defaults.decoder != "transducer":
+            return defaults.latency
+        return "high" if delay == "xhigh" else delay
 
     @property
     def language(self) -> str | None:

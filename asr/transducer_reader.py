@@ -1,0 +1,261 @@
+"""What a stream says, read by the transducer from the causal encoder's frames as they come.
+
+Times are samples of the stream. The encoder works in windows, which begin anew now and then and encode the
+last seconds once more; here frames are counted from the stream's start, and what was read is not read again.
+A head's tokens have Whisper's ids, so Whisper's vocabulary knows their texts. Axis letters: F encoder frames,
+E their width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor
+
+from asr.events import SAMPLE_RATE
+from asr.frontier import LookPolicy
+from asr.head import HEAD_FRAME_SAMPLES, HeadJob, HeadMark, HeadState, TransducerHead
+from asr.lookahead import Released
+from asr.transducer import N_CONTEXT
+from asr.transducer_search import (
+    BeamSearch,
+    Emission,
+    GreedySearch,
+    Hotwords,
+    Hypothesis,
+    SearchJob,
+    SearchState,
+    TransducerSearch,
+)
+from asr.words import Token, Vocabulary
+
+Then = Literal["listen", "flush", "finish"]
+MAX_DRAFT_TOKENS = 24  # the oldest words of a longer draft are committed although hypotheses disagree
+
+
+@dataclass(frozen=True)
+class EmissionTiming:
+    """When words are said, seen from when their tokens come out; in samples, measured for each head."""
+
+    lead: int  # a word begins this much before the end of its first token's frame ...
+    lag: int  # ... and ends this much before that of its last token
+
+    @classmethod
+    def from_ms(cls, *, lead_ms: float, lag_ms: float) -> EmissionTiming:
+        """Build from milliseconds; a token lasts at least one head frame."""
+        lead, lag = (round(ms * SAMPLE_RATE / 1000) for ms in (lead_ms, lag_ms))
+        return cls(max(lead, lag + HEAD_FRAME_SAMPLES), lag)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a step read of one stream.
+
+    Attributes:
+        tokens: Tokens that are committed now.
+        waits: One for each head frame read now: the head frames that had come after it by then, at least.
+    """
+
+    tokens: tuple[Token, ...]
+    waits: tuple[int, ...]
+
+
+@dataclass
+class _Mark:
+    """A place in a stream to which its reader can go back."""
+
+    n_heard: int
+    n_released: int
+    newest: int
+    head: HeadMark
+    search: SearchState
+
+
+class TransducerReader:
+    """One stream's text. :func:`read` is all that changes it, besides :meth:`commit_draft`.
+
+    Attributes:
+        beam_size: Hypotheses; 1 is greedy.
+        timing: When words are said.
+        n_heard: Encoder frames heard.
+    """
+
+    def __init__(
+        self,
+        head: TransducerHead,
+        vocabulary: Vocabulary,
+        *,
+        policy: LookPolicy,
+        timing: EmissionTiming,
+        beam_size: int = 1,
+        hotwords: Hotwords | None = None,
+        state: HeadState | None = None,
+    ) -> None:
+        """Begin a stream.
+
+        Args:
+            head: The head.
+            vocabulary: Knows where words begin.
+            policy: How far frames look ahead.
+            timing: The head's.
+            beam_size: Hypotheses; 1 is greedy.
+            hotwords: Terms to expect, in the head's tokens.
+            state: Preallocated memory, from now on the reader's alone; None allocates.
+        """
+        self.beam_size = beam_size
+        self._vocabulary = vocabulary
+        self.timing = timing
+        self._state = head.init_state() if state is None else state
+        self._state.restart(policy)
+        self._search = make_search(head, beam_size=beam_size).init_state()
+        self._search.hotwords = hotwords
+        self.n_heard = 0
+        self._n_released = 0  # head frames
+        self._newest = 0  # head frame that some output has waited for
+        self._said = list(head.transducer.first_context)  # newest committed tokens
+
+    @property
+    def draft(self) -> tuple[Token, ...]:
+        """Open tokens: the newest word, and what hypotheses disagree on."""
+        return tuple(map(self._token, self._search.draft))
+
+    @property
+    def no_frames(self) -> Tensor:
+        """``[1, 0, E]``."""
+        return self._state.left_over[:, :0]
+
+    @property
+    def end(self) -> int:
+        """Sample up to which the stream has been read."""
+        return self._search.n_frames * HEAD_FRAME_SAMPLES
+
+    def commit_draft(self) -> list[Token]:
+        """Commit what is open, and return it."""
+        return self._commit(len(self._search.draft))
+
+    def forget_final_mark(self) -> None:
+        """Go on as if the text, all of it committed, had not ended with a full stop."""
+        assert not self.draft, "open tokens follow the mark"
+        if len(self._said) > N_CONTEXT and self._vocabulary.is_mark(self._said[-1]):
+            self._said.pop()
+            context = tuple(self._said[-N_CONTEXT:])
+            self._search.hypotheses = [Hypothesis((), context)]
+
+    def _mark(self) -> _Mark:
+        search = replace(self._search, hypotheses=list(self._search.hypotheses))
+        return _Mark(self.n_heard, self._n_released, self._newest, self._state.mark(), search)
+
+    def _go_back(self, mark: _Mark) -> None:
+        self.n_heard, self._n_released, self._newest = mark.n_heard, mark.n_released, mark.newest
+        self._state.go_back(mark.head)
+        self._search = mark.search
+
+    def _head_job(self, job: ReadJob) -> HeadJob:
+        """The frames that have not been heard yet."""
+        assert not self._state.lookahead.has_ended, "the stream has ended"
+        assert job.first_frame <= self.n_heard, "encoder frames are missing"
+        new = job.frames[:, self.n_heard - job.first_frame :]
+        self.n_heard += new.shape[1]
+        return HeadJob(new, self._state, ends=job.then != "listen")
+
+    def _unread(self, released: Released) -> Released:
+        """The released frames that an earlier flush has not read already."""
+        n_read = max(0, self._search.n_frames - self._n_released)
+        self._n_released += len(released.reach)
+        return Released(released.frames[:, n_read:], released.reach[n_read:])
+
+    def _take(self, reach: tuple[int, ...], job: ReadJob, mark: _Mark) -> Reading:
+        """Commit what is certain, once the released frames have been searched; after a flush go back."""
+        if job.then == "flush":
+            mark.search = self._search
+            self._go_back(mark)
+        n_real = self._state.n_heard
+        waits = []
+        for frame, newest in enumerate(reach, start=self._search.n_frames - len(reach)):
+            self._newest = max(self._newest, min(newest, n_real - 1))
+            if frame < n_real:
+                waits.append(self._newest - frame)
+        if job.then == "flush":
+            self._search.n_frames = min(self._search.n_frames, n_real)
+        n_tokens = len(self._search.draft) if job.then == "flush" else self._n_certain()
+        return Reading(tuple(self._commit(n_tokens)), tuple(waits))
+
+    def _commit(self, n_tokens: int) -> list[Token]:
+        emissions = self._search.commit(n_tokens)
+        self._said = [*self._said, *(emission.token for emission in emissions)][-N_CONTEXT - 1 :]
+        return [self._token(emission) for emission in emissions]
+
+    def _n_certain(self) -> int:
+        """Open tokens of whole words that hypotheses agree on."""
+        ids = [emission.token for emission in self._search.draft]
+        bounds = self._vocabulary.word_starts(ids)
+        overlong = max(0, len(ids) - MAX_DRAFT_TOKENS)
+        if len(bounds) <= 1:
+            return overlong
+        limit = max(self._search.n_agreed(), overlong)
+        return max(bound for bound in bounds if bound <= limit)
+
+    def _token(self, emission: Emission) -> Token:
+        peak = (emission.frame + 1) * HEAD_FRAME_SAMPLES
+        span = max(0, peak - self.timing.lead), max(0, peak - self.timing.lag)
+        return Token(emission.token, emission.logprob, peak, span)
+
+
+@dataclass(frozen=True)
+class ReadJob:
+    """One stream's next encoder frames.
+
+    Attributes:
+        reader: The stream's reader.
+        frames: ``[1, F, E]``, some of which may have been read before; at most a few seconds new ones.
+        first_frame: Index of the first of them from the stream's start.
+        then: "finish": the stream ends with them. "flush": everything heard before them is read and committed
+            now, as if the stream ended with them; they are silence that it will not have heard afterwards.
+    """
+
+    reader: TransducerReader
+    frames: Tensor
+    first_frame: int
+    then: Then = "listen"
+
+
+def read(head: TransducerHead, jobs: Sequence[ReadJob]) -> list[Reading]:
+    """Read the next frames of many streams together.
+
+    Args:
+        head: The readers' head.
+        jobs: At least one, of different streams that have not ended.
+
+    Returns:
+        What was read of each.
+
+    Raises:
+        Exception: Whatever went wrong in the model. All streams are as before, so each can be read alone.
+    """
+    marks = [job.reader._mark() for job in jobs]
+    try:
+        released = head.step([job.reader._head_job(job) for job in jobs])
+        unread = [job.reader._unread(part) for job, part in zip(jobs, released, strict=True)]
+        for beam_size in sorted({job.reader.beam_size for job in jobs}):
+            make_search(head, beam_size=beam_size).advance(
+                [
+                    SearchJob(part.frames, job.reader._search)
+                    for job, part in zip(jobs, unread, strict=True)
+                    if job.reader.beam_size == beam_size
+                ]
+            )
+    except Exception:
+        for job, mark in zip(jobs, marks, strict=True):
+            job.reader._go_back(mark)
+        raise
+    parts = zip(jobs, unread, marks, strict=True)
+    return [job.reader._take(part.reach, job, mark) for job, part, mark in parts]
+
+
+def make_search(head: TransducerHead, *, beam_size: int) -> TransducerSearch:
+    """The search for a number of hypotheses; 1 is greedy."""
+    if beam_size == 1:
+        return GreedySearch(head.transducer)
+    return BeamSearch(head.transducer, beam_size=beam_size)

@@ -1,0 +1,106 @@
+"""The table, the plot and the picture of lookahead, with a small random head."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from asr import SAMPLE_RATE, OptionError, Recognizer
+from benchmarks import lookahead, lookahead_picture
+from tests.transducers import FIXTURES, transducer_recognizer
+from training.metrics import play
+
+
+@pytest.fixture(scope="module")
+def recognizer() -> Recognizer:
+    return transducer_recognizer()
+
+
+@pytest.fixture
+def files(tmp_path: Path, jfk: np.ndarray) -> Path:
+    """A folder with a manifest of three clips, their word times and a plan."""
+    lines, times = [], []
+    for number in range(3):
+        soundfile.write(tmp_path / f"{number}.wav", jfk[: (number + 2) * SAMPLE_RATE], SAMPLE_RATE)
+        lines.append({"id": str(number), "audio": f"{number}.wav", "duration": number + 2, "text": "and so"})
+        times.append({"id": str(number), "words": [["and", 0.3, 0.5], ["so", 0.6, 0.9]]})
+    rows = [
+        {"name": "adaptive", "head": "h", "latency": 0, "chunk_ms": 80},
+        {"name": "adaptive", "head": "h", "latency": "high", "chunk_ms": 80},
+        {"name": "Whisper", "chunk_ms": 300},
+    ]
+    for name, records in (("m", lines), ("a", times), ("plan", rows)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
+    return tmp_path
+
+
+def test_a_table_of_rows_that_goes_on_where_it_stopped(
+    files: Path, recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line of numbers for each row; finished rows are read from the output."""
+    loaded: list[str] = []
+
+    def load(model: str, adapter: str, head: str) -> Any:
+        loaded.append(head)
+        return recognizer
+
+    monkeypatch.setattr(lookahead, "load_recognizer", load)
+    command = [f"--{name}={files}/{file}" for name, file in (("manifest", "m.jsonl"), ("plan", "plan.jsonl"))]
+    command += [f"--alignments={files}/a.jsonl", f"--output={files}/out.jsonl", f"--plot={files}/plot.png"]
+    assert lookahead.main([*command, "--together", "2"]) == 0
+    *table, last = capsys.readouterr().out.splitlines()
+    report = json.loads(last)
+    assert len(table) == 5 and len(report["rows"]) == 3 and loaded == ["none", "h", "none"]
+    near, far, whisper = report["rows"]
+    assert near["lookahead_ms"]["frame"]["mean"] == 0 < far["lookahead_ms"]["frame"]["mean"]
+    assert whisper["lookahead_ms"] is None and whisper["n_words"] == 6 and whisper["cpu_s_per_s"] > 0
+    assert (files / "plot.png").stat().st_size > 10_000
+    assert lookahead.main([*command, "--together", "2"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == report["rows"]
+    assert loaded == ["none", "h", "none"]
+
+
+def test_words_are_shown_when_an_evaluation_sees_them(recognizer: Recognizer, jfk: np.ndarray) -> None:
+    """Streams fed together from chunk to chunk show words at the times of blocks of 20 ms."""
+    clips = [jfk[: 3 * SAMPLE_RATE + 100], jfk[2 * SAMPLE_RATE : 4 * SAMPLE_RATE]]
+    row = lookahead.Row("", head="h", latency="low", chunk_ms=300)
+    logs = lookahead.play_together(recognizer, [row.stream(recognizer) for _ in clips], clips)
+    for clip, log in zip(clips, logs, strict=True):
+        alone = play(row.stream(recognizer), clip).words
+        assert (
+            [(word.text, word.emitted_s) for word in log.words()]
+            == [(word.text, word.emitted_s) for word in alone]
+            != []
+        )
+
+
+def test_a_wrong_plan_is_refused(tmp_path: Path) -> None:
+    """With the line that is wrong."""
+    plan = tmp_path / "plan.jsonl"
+    plan.write_text('{"name": "a"}\n\n{"nom": "b"}\n')
+    with pytest.raises(OptionError, match=r"plan.jsonl:3: no row"):
+        lookahead.read_plan(plan)
+
+
+def test_the_picture(
+    tmp_path: Path,
+    recognizer: Recognizer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A clip's words and waits become a picture; a recogniser without a head is one line of error."""
+    monkeypatch.setattr(lookahead_picture, "load_recognizer", lambda *_: recognizer)
+    command = ["--audio", str(FIXTURES / "jfk.flac"), "--latency", "medium", "-o", str(tmp_path / "p.png")]
+    assert lookahead_picture.main(command) == 0
+    assert (tmp_path / "p.png").stat().st_size > 30_000
+    model = recognizer.base_model
+    monkeypatch.setattr(
+        lookahead_picture, "load_recognizer", lambda *_: Recognizer(model, model, name="bare")
+    )
+    assert lookahead_picture.main(command) == 2
+    assert "needs a head" in capsys.readouterr().err

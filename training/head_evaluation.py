@@ -1,0 +1,187 @@
+"""How well a transducer head streams, how far it looks, and the numbers its card needs.
+
+Frames are computed once for all heads of a run: a causal encoder's frames do not depend on how audio comes,
+so streaming begins at the head, chunk by chunk, through :class:`asr.transducer_reader.TransducerReader`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asr.dial import LATENCY_MS, Dial, calibrate
+from asr.encoder import Chunking
+from asr.events import SAMPLE_RATE
+from asr.frontier import LookPolicy
+from asr.head import HEAD_FRAME_MS, STACK, TransducerHead
+from asr.transducer_reader import EmissionTiming, ReadJob, Then, TransducerReader, read
+from asr.words import Token, Vocabulary
+from training.head_data import FeatureMaker
+from training.manifest import Utterance, WordTime, load_audio
+from training.metrics import WerResult, count_edits, normalize
+
+AT_ONCE = 16  # utterances that stream together
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One utterance as the head hears it."""
+
+    text: str
+    frames: Tensor  # [1, F, E]
+    words: tuple[WordTime, ...] = ()  # when they were said, if known
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """What a head read of one utterance."""
+
+    tokens: tuple[Token, ...]
+    waits: tuple[int, ...]  # head frames that each head frame waited
+
+
+@dataclass(frozen=True)
+class HeadResult:
+    """Word errors and delays over a set."""
+
+    edits: WerResult
+    mean_ms: float
+    p50_ms: float
+    p95_ms: float
+
+
+def encode_utterances(
+    maker: FeatureMaker,
+    utterances: Sequence[Utterance],
+    chunking: Chunking,
+    *,
+    words: dict[str, tuple[WordTime, ...]] | None = None,
+) -> list[Encoded]:
+    """Encode utterances with text, in chunks, for any number of evaluations.
+
+    Args:
+        maker: The frozen encoder.
+        utterances: Each with a text, at most 29 s long.
+        chunking: The encoder's chunks.
+        words: Word times by id, where known.
+
+    Returns:
+        The utterances in order.
+    """
+    encoded = []
+    for utterance in utterances:
+        frames, lengths = maker.encode([load_audio(utterance)], chunking)
+        times = (words or {}).get(utterance.id, ())
+        encoded.append(Encoded(utterance.text or "", frames[:, : STACK * int(lengths[0])], times))
+    return encoded
+
+
+@torch.inference_mode()
+def stream(
+    head: TransducerHead,
+    utterances: Sequence[Encoded],
+    *,
+    chunking: Chunking,
+    policy: LookPolicy,
+    vocabulary: Vocabulary,
+    beam_size: int = 1,
+) -> list[Streamed]:
+    """Let a head read utterances chunk by chunk, many at once.
+
+    Args:
+        head: In eval mode.
+        utterances: What to read.
+        chunking: Chunks in which frames come.
+        policy: How far frames look ahead.
+        vocabulary: Whisper's.
+        beam_size: Hypotheses; 1 is greedy.
+
+    Returns:
+        One result per utterance.
+    """
+    results = []
+    for first in range(0, len(utterances), AT_ONCE):
+        group = utterances[first : first + AT_ONCE]
+        timing = EmissionTiming.from_ms(lead_ms=0, lag_ms=0)
+        readers = [
+            TransducerReader(head, vocabulary, policy=policy, timing=timing, beam_size=beam_size)
+            for _ in group
+        ]
+        tokens: list[list[Token]] = [[] for _ in group]
+        waits: list[list[int]] = [[] for _ in group]
+        at, going = 0, list(range(len(group)))
+        while going:
+            end = at + chunking.next_size(at)
+            jobs = [_next_job(readers[i], group[i].frames, at, end) for i in going]
+            for i, reading in zip(going, read(head, jobs), strict=True):
+                tokens[i] += reading.tokens
+                waits[i] += reading.waits
+            going = [i for i, job in zip(going, jobs, strict=True) if job.then == "listen"]
+            at = end
+        for reader, said, waited in zip(readers, tokens, waits, strict=True):
+            results.append(Streamed((*said, *reader.commit_draft()), tuple(waited)))
+    return results
+
+
+def _next_job(reader: TransducerReader, frames: Tensor, at: int, end: int) -> ReadJob:
+    then: Then = "finish" if end >= frames.shape[1] else "listen"
+    return ReadJob(reader, frames[:, at:end], at, then)
+
+
+def summarize(
+    utterances: Sequence[Encoded], streamed: Sequence[Streamed], vocabulary: Vocabulary
+) -> HeadResult:
+    """Word errors and delays of all utterances together."""
+    edits = WerResult()
+    for utterance, result in zip(utterances, streamed, strict=True):
+        edits += count_edits(utterance.text, hypothesis=vocabulary.text(t.id for t in result.tokens))
+    waits_ms = np.array([wait for result in streamed for wait in result.waits]) * HEAD_FRAME_MS
+    p50, p95 = np.percentile(waits_ms, [50, 95])
+    return HeadResult(edits, float(waits_ms.mean()), float(p50), float(p95))
+
+
+def measure_dial(head: TransducerHead, utterances: Sequence[Encoded]) -> Dial:
+    """Biases for the named positions and what lies between them, and for never looking ahead."""
+    with torch.no_grad():
+        features = [head.gather(utterance.frames) for utterance in utterances]
+    targets = sorted({0, *LATENCY_MS.values(), 40, 120, 240})
+    return calibrate(head.lookahead, features, targets, frame_ms=HEAD_FRAME_MS)
+
+
+def measure_timing(
+    utterances: Sequence[Encoded], streamed: Sequence[Streamed], vocabulary: Vocabulary
+) -> tuple[float, float]:
+    """When words are said, seen from when their tokens came out.
+
+    Args:
+        utterances: With word times.
+        streamed: What was read of them.
+        vocabulary: Whisper's.
+
+    Returns:
+        Medians in ms: from a word's start to its first token, from its end to its last spoken token; zeros
+        where no word was recognised.
+    """
+    leads, lags = [], []
+    for utterance, result in zip(utterances, streamed, strict=True):
+        ids = [token.id for token in result.tokens]
+        bounds = [*vocabulary.word_starts(ids), len(ids)] if ids else []
+        spans = list(zip(bounds, bounds[1:], strict=False))
+        heard = [normalize(vocabulary.text(ids[a:b])) for a, b in spans]
+        said = [normalize(word.word) for word in utterance.words]
+        matcher = difflib.SequenceMatcher(a=heard, b=said, autojunk=False)
+        for block in matcher.get_matching_blocks():
+            for offset in range(block.size):
+                a, b = spans[block.a + offset]
+                word = utterance.words[block.b + offset]
+                last = a + vocabulary.n_spoken(ids[a:b]) - 1
+                leads.append(result.tokens[a].peak / SAMPLE_RATE - word.start_s)
+                lags.append(result.tokens[last].peak / SAMPLE_RATE - word.end_s)
+    if not leads:
+        return 0.0, 0.0
+    return 1000 * float(np.median(leads)), 1000 * float(np.median(lags))

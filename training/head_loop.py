@@ -1,0 +1,316 @@
+"""Train a transducer head on a frozen causal encoder: one flat, resumable loop.
+
+Run as ``python -m training.head_loop --manifest M --aligned A --output RUN [...]``; the same command resumes
+from the run's last checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from asr.encoder import FRAME_MS
+from asr.frontier import LookPolicy
+from asr.head import HEAD_FRAME_MS, TransducerHead
+from asr.head_files import HeadCard, adapter_hash, save_head
+from asr.words import Vocabulary
+from training.alignment import read_aligned, teacher_tokenizer
+from training.config import DataConfig, HeadLossConfig, HeadTrainConfig
+from training.head_data import HeadBatch, load_batch
+from training.head_evaluation import HeadResult, measure_dial, measure_timing, stream, summarize
+from training.head_losses import HeadLoss, HeadLossParts, hard_delays
+from training.head_setup import DevSets, Frozen, dataset, dev_sets, feature_maker, new_head, store
+from training.runs import Position, load_batches, log_row, parse_settings, warm_cosine
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved with every checkpoint."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0  # next batch of the epoch
+    hours: float = 0.0  # audio seen
+    best_wer: float = math.inf
+
+
+def train(config: HeadTrainConfig) -> None:
+    """Train to ``config.steps``, from the run's last checkpoint if there is one.
+
+    Args:
+        config: The run. ``config.output`` receives ``checkpoint.pt``, ``log.csv``, ``lookahead.csv`` (how far
+            frames look), ``dev.csv``, and the head folders ``last`` and ``best`` (the lowest streaming WER on
+            the dev manifest, once gates are hard).
+    """
+    config.output.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
+    frozen = Frozen.load(config)
+    device = torch.device(config.device)
+    head = new_head(config, frozen).to(device)
+    loss_of = HeadLoss(head, config.loss).to(device)
+    optimizer = _optimizer(config, head, loss_of)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    progress = _resume(config, head, loss_of, optimizer)
+    aligned = read_aligned(config.data.aligned)
+    maker = feature_maker(config, frozen)
+    sets = dev_sets(config, frozen, maker, aligned)
+    data = dataset(config, frozen, aligned)
+    batches = load_batches(
+        data,
+        Position(progress.epoch, progress.batch),
+        load_batch(maker, store(config, frozen), data.load),
+    )
+    bar = tqdm(total=config.steps, initial=progress.step, unit="step", dynamic_ncols=True)
+    while progress.step < config.steps:
+        started = time.monotonic()
+        rng = np.random.default_rng([config.seed, progress.step])
+        torch.manual_seed(int(rng.integers(2**31)))
+        loaded = next(batches)
+        batch = loaded.content.to(device)
+        waited = time.monotonic() - started
+        temperature = _temperature(progress.step, config)
+        policy = _policy(config, float(rng.uniform(-1, 1)) * config.bias_spread)
+        parts = loss_of(
+            head.train(),
+            batch,
+            temperature=temperature,
+            policy=policy,
+            masked_share=config.masked_share,
+            penalty_share=_penalty_share(progress.step, config),
+        )
+        parts.total.backward()
+        rate = warm_cosine(progress.step, warmup_steps=config.warmup_steps, steps=config.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["full_rate"]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+        if torch.isfinite(norm):
+            optimizer.step()
+        optimizer.zero_grad()
+        progress.step += 1
+        progress.epoch, progress.batch = loaded.following.epoch, loaded.following.batch
+        progress.hours += batch.seconds / 3600
+        timing = {"seconds": round(time.monotonic() - started, 2), "waited": round(waited, 2)}
+        _log_step(config, batch, parts, progress, norm=norm.item(), temperature=temperature, **timing)
+        bar.set_postfix(loss=parts.transducer.item(), delay_s=parts.delay_s.item(), refresh=False)
+        bar.update()
+        finished = progress.step == config.steps
+        if progress.step % config.statistics_every == 0 or finished:
+            _log_delays(config, head, batch, progress)
+        if (progress.step % config.evaluate_every == 0 or finished) and sets.dev:
+            _evaluate(config, frozen, head, sets, progress)
+        if progress.step % config.checkpoint_every == 0 or finished:
+            _save(config, frozen, head, loss_of, optimizer, progress)
+    bar.close()
+
+
+def _optimizer(config: HeadTrainConfig, head: TransducerHead, loss_of: HeadLoss) -> torch.optim.Optimizer:
+    """AdamW whose schedulers go slower: what to look at must be learned before how far to look."""
+    named = [*head.named_parameters(), *loss_of.named_parameters()]
+    groups = [
+        {"params": [p for name, p in named if (".scheduler." in name) == is_scheduler], "full_rate": rate}
+        for is_scheduler, rate in (
+            (False, config.learning_rate),
+            (True, config.learning_rate * config.scheduler_rate),
+        )
+    ]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+
+
+def _temperature(step: int, config: HeadTrainConfig) -> float | None:
+    """The first one, from the ramp's end geometrically to the last one, then hard."""
+    first, last = config.temperature_first, config.temperature_last
+    start, end = config.penalty_ramp[1], 1 - config.hard_share
+    done = step / config.steps
+    if done >= end:
+        return None
+    return float(first * (last / first) ** (max(0.0, done - start) / max(1e-9, end - start)))
+
+
+def _penalty_share(step: int, config: HeadTrainConfig) -> float:
+    """How much of the regularisers' weights counts.
+
+    Before the head has learned to use the future, a penalty closes every gate, and a closed gate gets no
+    gradient that could open it again.
+    """
+    start, end = (share * config.steps for share in config.penalty_ramp)
+    return min(1.0, max(0.0, (step - start) / max(1.0, end - start)))
+
+
+def _policy(config: HeadTrainConfig, bias: float) -> LookPolicy:
+    return LookPolicy(fixed=config.fixed_look) if config.fixed_look else LookPolicy(bias)
+
+
+def _log_step(
+    config: HeadTrainConfig,
+    batch: HeadBatch,
+    parts: HeadLossParts,
+    progress: Progress,
+    *,
+    norm: float,
+    temperature: float | None,
+    seconds: float,
+    waited: float,
+) -> None:
+    row = {
+        "step": progress.step,
+        "epoch": progress.epoch,
+        "hours": round(progress.hours, 3),
+        "chunk_ms": int(batch.chunk_frames[1]) * FRAME_MS,
+        "temperature": "hard" if temperature is None else round(temperature, 4),
+        "loss": round(parts.total.item(), 4),
+        "transducer": round(parts.transducer.item(), 4),
+        "ctc": round(parts.ctc.item(), 4),
+        "delay_s": round(parts.delay_s.item(), 4),
+        "look": round(parts.look.item(), 4),
+        "norm": round(norm, 3),
+        "seconds": seconds,
+        "waited": waited,  # of them, for the batch
+    }
+    log_row(config.output / "log.csv", row)
+
+
+def _log_delays(config: HeadTrainConfig, head: TransducerHead, batch: HeadBatch, progress: Progress) -> None:
+    """Log how far frames would look in streaming: mean, percentiles, looks per block, and a histogram."""
+    waits, looks = hard_delays(head.eval(), batch, _policy(config, 0.0))
+    counts = torch.bincount(waits.long(), minlength=head.lookahead.latency + 1).tolist()
+    waits_ms: Tensor = waits.double() * HEAD_FRAME_MS
+    row = {
+        "step": progress.step,
+        "mean_ms": round(float(waits_ms.mean()), 1),
+        "p50_ms": float(waits_ms.quantile(0.5)),
+        "p95_ms": float(waits_ms.quantile(0.95)),
+        **{f"look_{i}": round(look, 3) for i, look in enumerate(looks.tolist())},
+        **{f"wait_{i * HEAD_FRAME_MS}_ms": count for i, count in enumerate(counts)},
+    }
+    log_row(config.output / "lookahead.csv", row)
+
+
+def _evaluate(
+    config: HeadTrainConfig, frozen: Frozen, head: TransducerHead, sets: DevSets, progress: Progress
+) -> None:
+    """Stream the dev set; keep the head, with dial and timing measured, if it is the best so far.
+
+    Soft gates say little about the delays of hard ones, so an adaptive head counts once its gates are hard.
+    """
+    head.eval()
+    chunking, policy = frozen.chunking(config.dev_chunk_ms), _policy(config, 0.0)
+    vocabulary = Vocabulary(teacher_tokenizer(frozen.model))
+    read = partial(
+        stream, head, chunking=chunking, policy=policy, vocabulary=vocabulary, beam_size=config.dev_beam_size
+    )
+    result = summarize(sets.dev, read(sets.dev), vocabulary)
+    row = {
+        "step": progress.step,
+        "chunk_ms": config.dev_chunk_ms,
+        "n": len(sets.dev),
+        "wer": round(result.edits.wer, 5),
+        "mean_ms": round(result.mean_ms, 1),
+        "p50_ms": result.p50_ms,
+        "p95_ms": result.p95_ms,
+    }
+    log_row(config.output / "dev.csv", row)
+    tqdm.write(
+        f"step {progress.step}: dev WER {100 * result.edits.wer:.2f} % at {config.dev_chunk_ms} ms chunks, "
+        f"lookahead {result.mean_ms:.0f} ms (p95 {result.p95_ms:.0f} ms)"
+    )
+    is_settled = bool(config.fixed_look) or _temperature(progress.step - 1, config) is None
+    if is_settled and result.edits.wer < progress.best_wer:
+        progress.best_wer = result.edits.wer
+        lead_ms, lag_ms = measure_timing(sets.timed, read(sets.timed), vocabulary)
+        card = _card(config, frozen, head, progress, result)
+        dial = [] if config.fixed_look else measure_dial(head, sets.dev).to_json()
+        measured = {"dial": dial, "lead_ms": round(lead_ms, 1), "lag_ms": round(lag_ms, 1)}
+        save_head(head, config.output / "best", HeadCard(**{**asdict(card), **measured}))
+
+
+def _card(
+    config: HeadTrainConfig,
+    frozen: Frozen,
+    head: TransducerHead,
+    progress: Progress,
+    result: HeadResult | None = None,
+) -> HeadCard:
+    settings = asdict(config.loss) | {
+        name: getattr(config, name)
+        for name in (
+            "fixed_look",
+            "learning_rate",
+            "temperature_last",
+            "hard_share",
+            "bias_spread",
+            "chunk_ms",
+        )
+    }
+    return HeadCard(
+        base_model=config.model,
+        base_weights_hash=frozen.base.weights_hash,
+        adapter_hash=adapter_hash(frozen.adapter),
+        config=head.config.to_json(),
+        training={"steps": progress.step, "hours_of_audio_seen": round(progress.hours, 1), **settings},
+        results={}
+        if result is None
+        else {"set": "dev", "wer": round(result.edits.wer, 4), "lookahead_mean_ms": round(result.mean_ms, 1)},
+    )
+
+
+def _save(
+    config: HeadTrainConfig,
+    frozen: Frozen,
+    head: TransducerHead,
+    loss_of: HeadLoss,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+) -> None:
+    """Write head and checkpoint; a cut in between leaves the older checkpoint whole."""
+    save_head(head, config.output / "last", _card(config, frozen, head, progress))
+    state = {
+        "head": head.state_dict(),
+        "loss": loss_of.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "progress": vars(progress),
+    }
+    temporary = config.output / "checkpoint.tmp"
+    torch.save(state, temporary)
+    os.replace(temporary, config.output / "checkpoint.pt")
+
+
+def _resume(
+    config: HeadTrainConfig, head: TransducerHead, loss_of: HeadLoss, optimizer: torch.optim.Optimizer
+) -> Progress:
+    path = config.output / "checkpoint.pt"
+    if not path.exists():
+        return Progress()
+    state = torch.load(path, map_location=config.device, weights_only=True)
+    head.load_state_dict(state["head"])
+    loss_of.load_state_dict(state["loss"])
+    optimizer.load_state_dict(state["optimizer"])
+    return Progress(**state["progress"])
+
+
+def parse_config(arguments: Sequence[str] | None = None) -> HeadTrainConfig:
+    """The run that a command line describes; every field of the configs is an option."""
+    given = parse_settings(
+        (DataConfig, HeadLossConfig, HeadTrainConfig),
+        description=(__doc__ or "").split("\n")[0],
+        required=("manifest", "aligned", "output"),
+        skipped=("data", "loss"),
+        arguments=arguments,
+    )
+    return HeadTrainConfig(
+        data=DataConfig(**given[DataConfig]),
+        loss=HeadLossConfig(**given[HeadLossConfig]),
+        **given[HeadTrainConfig],
+    )
+
+
+if __name__ == "__main__":
+    train(parse_config())

@@ -1,0 +1,144 @@
+"""What every training run has in common: its command line, its batches, its learning rate and its log."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from training.dataset import Item, StreamDataset
+from training.manifest import Utterance
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in a dataset's endless sequence of batches."""
+
+    epoch: int = 0
+    batch: int = 0
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[_T]):
+    """A batch and where it lies."""
+
+    content: _T
+    position: Position
+    following: Position
+
+
+def load_batches(
+    dataset: StreamDataset, start: Position, load: Callable[[Sequence[Item], Position], _T]
+) -> Iterator[Loaded[_T]]:
+    """Endless batches, loaded one ahead in a thread.
+
+    Args:
+        dataset: Draws the epochs.
+        start: The first batch.
+        load: Makes a batch of its streams.
+
+    Yields:
+        Loaded batches in order.
+    """
+
+    def positions() -> Iterator[tuple[Sequence[Item], Position, Position]]:
+        epoch, first = start.epoch, start.batch
+        while True:
+            plan = dataset.plan(epoch)
+            for i in range(first, len(plan)):
+                after = Position(epoch, i + 1) if i + 1 < len(plan) else Position(epoch + 1)
+                yield plan[i], Position(epoch, i), after
+            epoch, first = epoch + 1, 0
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        source = positions()
+        items, position, following = next(source)
+        pending = pool.submit(load, items, position)
+        while True:
+            loaded = Loaded(pending.result(), position, following)
+            items, position, following = next(source)
+            pending = pool.submit(load, items, position)
+            yield loaded
+
+
+def warm_cosine(step: int, *, warmup_steps: int, steps: int) -> float:
+    """Linear warm-up to 1, then a cosine down to one percent."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def log_row(path: Path, row: dict[str, Any]) -> None:
+    """Append a row to a CSV file, with a header if it is new."""
+    new = not path.exists()
+    with path.open("a", encoding="utf-8") as file:
+        if new:
+            file.write(",".join(row) + "\n")
+        file.write(",".join(str(value) for value in row.values()) + "\n")
+
+
+def every_nth(utterances: list[Utterance], limit: int) -> list[Utterance]:
+    """At most ``limit`` utterances, spread evenly."""
+    return utterances[:: max(1, -(-len(utterances) // limit))]
+
+
+def parse_settings(
+    owners: Sequence[type],
+    *,
+    description: str,
+    required: Sequence[str],
+    skipped: Sequence[str] = (),
+    arguments: Sequence[str] | None = None,
+) -> dict[type, dict[str, Any]]:
+    """Settings of some dataclasses from a command line and, below it, a JSON file.
+
+    Args:
+        owners: The dataclasses; every field of theirs is an option.
+        description: First line of the help text.
+        required: Fields without which there is no run.
+        skipped: Fields that are built from others.
+        arguments: The command line; None is this process's.
+
+    Returns:
+        The given values by dataclass.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", type=Path, help="JSON object with any of the options below")
+    known = {field.name: owner for owner in owners for field in fields(owner) if field.name not in skipped}
+    for name, owner in known.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", help=f"{owner.__name__}.{name}")
+    given = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v is not None}
+    if "config" in given:
+        given = {**json.loads(given.pop("config").read_text()), **given}
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        parser.error(f"unknown settings {', '.join(unknown)}; choose from {', '.join(sorted(known))}")
+    missing = [f"--{name}" for name in required if name not in given]
+    if missing:
+        parser.error(f"{', '.join(missing)} must be given")
+    return {
+        owner: {name: _convert(owner, name, value) for name, value in given.items() if known[name] is owner}
+        for owner in owners
+    }
+
+
+def _convert(owner: type, name: str, value: Any) -> Any:
+    kind = str(next(field.type for field in fields(owner) if field.name == name))
+    if kind.startswith("tuple"):
+        number = int if "int" in kind else float
+        return tuple(number(x) for x in (value.split(",") if isinstance(value, str) else value))
+    if "Path" in kind:
+        return Path(value)
+    if kind == "bool":
+        if str(value).lower() not in ("true", "false"):
+            raise ValueError(f"{name} must be true or false, not {value!r}")
+        return str(value).lower() == "true"
+    return {"int": int, "float": float}.get(kind, str)(value)
