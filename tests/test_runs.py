@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from training.config import DataConfig, HeadLossConfig, HeadTrainConfig
-from training.runs import every_nth, log_row, parse_settings, warm_cosine
+from training.runs import Position, every_nth, load_batches, log_row, parse_settings, warm_cosine
 
 
 def test_the_rate_warms_up_and_falls() -> None:
@@ -30,6 +30,30 @@ def test_a_part_is_spread_evenly() -> None:
     """At most so many of all, from the first to the end."""
     assert every_nth(list(range(10)), 4) == [0, 3, 6, 9]  # type: ignore[arg-type]
     assert every_nth(list(range(3)), 4) == [0, 1, 2]  # type: ignore[arg-type]
+
+
+class _Epochs:
+    """Epochs of as many batches as their number, plus two."""
+
+    def plan(self, epoch: int) -> list[list[str]]:
+        return [[f"{epoch}.{batch}"] for batch in range(epoch + 2)]
+
+
+@pytest.mark.parametrize(
+    ("drawn_epochs", "expected"),
+    [(0, "1.1 1.2 2.0 2.1 2.2 2.3 3.0"), (2, "1.1 1.2 0.0 0.1 1.0 1.1 1.2")],
+)
+def test_drawn_epochs_come_again(drawn_epochs: int, expected: str) -> None:
+    """What is loaded repeats; the place in the run goes on."""
+    batches = load_batches(
+        _Epochs(),  # type: ignore[arg-type]
+        Position(1, 1),
+        lambda items, position: (*items, f"{position.epoch}.{position.batch}"),
+        drawn_epochs=drawn_epochs,
+    )
+    loaded = [next(batches) for _ in range(7)]
+    assert [batch.content for batch in loaded] == [(name, name) for name in expected.split()]
+    assert [batch.following.epoch for batch in loaded[:3]] == [1, 2, 2]
 
 
 def _parse(arguments: str) -> dict[str, object]:

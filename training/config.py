@@ -87,6 +87,7 @@ class HeadTrainConfig:
     adapter: str = "auto"  # as in Recognizer.load
     start_from: Path | None = None  # a head's folder, whose weights and sizes are taken
     features: Path | None = None  # folder where encoder features are kept for other runs on the same data
+    drawn_epochs: int = 0  # then their streams, noises and features come again; 0: every epoch is drawn anew
     n_tokens: int = 1024
     width: int = 256
     n_blocks: int = 3

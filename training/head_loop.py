@@ -68,6 +68,7 @@ def train(config: HeadTrainConfig) -> None:
         data,
         Position(progress.epoch, progress.batch),
         load_batch(maker, store(config, frozen), data.load),
+        drawn_epochs=config.drawn_epochs,
     )
     bar = tqdm(total=config.steps, initial=progress.step, unit="step", dynamic_ncols=True)
     while progress.step < config.steps:

@@ -35,14 +35,19 @@ class Loaded(Generic[_T]):
 
 
 def load_batches(
-    dataset: StreamDataset, start: Position, load: Callable[[Sequence[Item], Position], _T]
+    dataset: StreamDataset,
+    start: Position,
+    load: Callable[[Sequence[Item], Position], _T],
+    *,
+    drawn_epochs: int = 0,
 ) -> Iterator[Loaded[_T]]:
     """Endless batches, loaded one ahead in a thread.
 
     Args:
         dataset: Draws the epochs.
         start: The first batch.
-        load: Makes a batch of its streams.
+        load: Makes a batch of its streams, drawn for a place in the data.
+        drawn_epochs: How many epochs are drawn before the first comes again; 0 draws every epoch anew.
 
     Yields:
         Loaded batches in order.
@@ -51,10 +56,11 @@ def load_batches(
     def positions() -> Iterator[tuple[Sequence[Item], Position, Position]]:
         epoch, first = start.epoch, start.batch
         while True:
-            plan = dataset.plan(epoch)
+            drawn = epoch % drawn_epochs if drawn_epochs else epoch
+            plan = dataset.plan(drawn)
             for i in range(first, len(plan)):
                 after = Position(epoch, i + 1) if i + 1 < len(plan) else Position(epoch + 1)
-                yield plan[i], Position(epoch, i), after
+                yield plan[i], Position(drawn, i), after
             epoch, first = epoch + 1, 0
 
     with ThreadPoolExecutor(max_workers=1) as pool:
