@@ -24,7 +24,8 @@ from asr.errors import AdapterError
 _ATTENTION = r"(attn|cross_attn)\.(query|key|value|out)"
 TARGET_MODULES = rf"(encoder|decoder)\.blocks\.\d+\.({_ATTENTION}|mlp\.[02])"
 _MODELS = Path(__file__).parent / "models"
-_WEIGHTS_FILE = "adapter_model.safetensors"
+WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,8 @@ def save_adapter(wrapped: PeftModel, folder: Path, card: AdapterCard) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     wrapped.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
-    weights = load_file(folder / _WEIGHTS_FILE)
-    save_file({name: tensor.half() for name, tensor in weights.items()}, folder / _WEIGHTS_FILE)
+    weights = load_file(folder / WEIGHTS_FILE)
+    save_file({name: tensor.half() for name, tensor in weights.items()}, folder / WEIGHTS_FILE)
     card.write(folder)
 
 
@@ -167,7 +168,7 @@ def _load(model: Whisper, folder: Path, *, trainable: bool) -> PeftModel:
     """Put the folder's layers into ``model`` in place."""
     try:
         wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-        _check_complete(wrapped, load_file(folder / _WEIGHTS_FILE))
+        _check_complete(wrapped, load_file(folder / WEIGHTS_FILE))
     except AdapterError:
         raise
     except Exception as error:  # peft and safetensors raise many kinds for damaged files
