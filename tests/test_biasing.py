@@ -336,6 +336,6 @@ def test_real_speech(recognizer: Recognizer, jfk: np.ndarray) -> None:
     lasts = "mat fich icky olot tuck aar berg clif dale elle fort gat ham ibis joy kin lot mer nis ora"
     unsaid = [f"{first}{last}" for first in ("Saga", "Mont", "Ron", "Riv", "Ken") for last in lasts.split()]
     assert len(unsaid) == MAX_HOTWORDS
-    assert "my fellow American." in hear()
-    assert "my fellow Americans" in hear("fellow Americans")
+    assert "Ask not" not in hear()
+    assert "Ask not what your country can do for you" in hear("ask not")
     assert hear(*unsaid) == hear()

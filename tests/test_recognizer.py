@@ -110,8 +110,8 @@ def test_golden_transcript(recognizer: Recognizer, jfk: np.ndarray) -> None:
     stream = recognizer.stream()
     play(stream, jfk)
     assert stream.transcript.text == (
-        "And so, my fellow American. And not what your country can do for you, "
-        "ask what you can do for your country."
+        "And so my fellow Americans. And not what your country can do for you. "
+        "As what you can do for your country."
     )
 
 
