@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.protocol import OPEN
 
 from asr.errors import OptionError
+from service.auth import ANYBODY
 from service.config import Limits
 from service.live import BatcherLike, LiveSession
 from service.messages import Close, Command, Reply
@@ -42,11 +43,13 @@ class StreamSocket(ServerConnection):
     """A websocket connection that gives its place back when it ends, however far it got.
 
     Attributes:
+        key: Whose it is.
         place: Reserved at the handshake; None once a session has it, or where none was needed.
         dialect: What the client speaks, by the path it asked for.
         subprotocols_wanted: Websocket subprotocols to take if the client offers one.
     """
 
+    key: str = ANYBODY
     place: Place | None = None
     dialect: Dialect | None = None
     subprotocols_wanted: tuple[str, ...] = ()
@@ -106,7 +109,7 @@ class Connection:
             model=hub.model,
             limits=hub.limits,
         )
-        self._live = LiveSession(session, limits=hub.limits, metrics=hub.metrics)
+        self._live = LiveSession(session, key=websocket.key, limits=hub.limits, metrics=hub.metrics)
         self._is_taken_over = False
         self._start_by = _loop().time() + self._patience.start_s
         self._is_reading = False
@@ -230,7 +233,7 @@ class Connection:
             self._hub.registry.add(self._live)
 
     def _resume(self, token: str, last_seq: int) -> None:
-        live = self._hub.registry.find(token)
+        live = self._hub.registry.find(token, key=self._websocket.key)
         if live is None:
             message = "no session has this token (any more); start without resume_token"
             self._live.fail("unknown_resume_token", message)
