@@ -143,11 +143,11 @@ async def test_resumes_drains_and_errors_are_counted() -> None:
 def test_ticks_are_counted() -> None:
     """What they took, and how much audio was in them: the real-time factor is the quotient of the rates."""
     metrics = Metrics()
-    metrics.count_tick(0.03, 1.2)
-    metrics.count_tick(0.3, 2.4)
+    metrics.count_tick(0.25, 1.5)
+    metrics.count_tick(0.03125, 2.0)
     page = metrics.page().decode()
-    assert "foresound_tick_seconds_sum 0.33" in page and 'tick_seconds_bucket{le="0.04"} 1.0' in page
-    assert "foresound_recognised_audio_seconds_total 3.6" in page
+    assert "foresound_tick_seconds_sum 0.28125" in page and 'tick_seconds_bucket{le="0.04"} 1.0' in page
+    assert "foresound_recognised_audio_seconds_total 3.5" in page
 
 
 @pytest.fixture
