@@ -32,6 +32,7 @@ from service.rest_server import RestServer
 from service.routes import VOSK
 from service.throttle import Throttle
 
+_OPEN_S = 10.0  # for a connection's handshake, however slowly its bytes come
 _CLOSE_S = 5.0  # for the other side to answer a close frame
 _STUCK_S = 60.0  # after which a tick, which takes less than a second, is never going to end
 _FINISH_S = 10.0  # for the model to recognise what is queued when a drain's time is over
@@ -116,6 +117,7 @@ class Server:
                 # Audio does not get smaller, and each compressor takes up to 300 KiB; texts are small anyway.
                 compression=None,
                 ping_interval=None,  # see Connection
+                open_timeout=_OPEN_S,
                 close_timeout=_CLOSE_S,
                 max_size=config.limits.message_bytes,
                 write_limit=WRITE_BUFFER,
