@@ -13,7 +13,9 @@ from typing import Any
 
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
-from websockets.protocol import OPEN
+from websockets.frames import DATA_OPCODES, CloseCode
+from websockets.frames import Frame as WebsocketFrame
+from websockets.protocol import OPEN, Event
 
 from asr.errors import OptionError
 from service.auth import ANYBODY
@@ -31,6 +33,8 @@ from service.session import Open, Reopen, Resume, Session, State
 # behind which the client's pings would wait until it gives up.
 _KERNEL_BUFFER = 64 << 10
 WRITE_BUFFER = 16 << 10
+
+MAX_FRAGMENTS = 1000  # of one message
 
 _TAKEN_OVER = Close(4409, "resumed on a newer connection")
 _LEFT = 1000  # the close code of a client that wants no more, even if it has not sent stop
@@ -53,6 +57,21 @@ class StreamSocket(ServerConnection):
     place: Place | None = None
     dialect: Dialect | None = None
     subprotocols_wanted: tuple[str, ...] = ()
+
+    _n_fragments = 0  # of the message that is arriving
+
+    def process_event(self, event: Event) -> None:
+        """Bound a message's fragments: empty ones add nothing to its size, and old websockets count none.
+
+        Args:
+            event: The handshake's request or a frame.
+        """
+        if isinstance(event, WebsocketFrame) and event.opcode in DATA_OPCODES:
+            self._n_fragments = 0 if event.fin else self._n_fragments + 1
+            if self._n_fragments > MAX_FRAGMENTS:
+                self.protocol.fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
+                return
+        super().process_event(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give the place back."""

@@ -264,8 +264,9 @@ async def test_fragmented_frames() -> None:
 
 
 @in_loop
-async def test_endless_fragments() -> None:
+async def test_endless_fragments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Empty fragments make no message longer and still are not kept without end: 1009."""
+    monkeypatch.setattr(server_module, "_CLOSE_S", 0.2)
     async with serving() as server, undisturbed(server), raw(server) as (reader, writer):
         writer.write(frame(TEXT, b"", fin=False))
         with suppress(ConnectionError):
