@@ -37,7 +37,7 @@ from benchmarks.soak_load import BYTES_PER_S, Clip, Speaker, Tally, visit
 
 MAX_GROWTH = 0.02
 WARM_UP = 0.2  # of the time
-RESUME_S = 5.0  # a short one: sessions that nobody comes back to are gone by the next quiet moment
+RESUME_S = 15.0  # a short one: sessions that nobody comes back to are gone by the next quiet moment
 GROWING = ("rss_mb", "fds", "tasks", "threads", "slots")
 _AUDIO = Path(__file__).parents[1] / "tests" / "fixtures" / "jfk.flac"
 _QUIET_S = 120.0  # for a round's last sessions to be gone, also on a busy machine
