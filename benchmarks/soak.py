@@ -187,7 +187,7 @@ def lone_clips(recognizer: Recognizer, samples: np.ndarray) -> list[Clip]:
     """
     clips = []
     for start in range(0, len(samples) - int(_CLIP_S * SAMPLE_RATE), SAMPLE_RATE // 2):
-        pcm = _pcm(samples[start : start + int(_CLIP_S * SAMPLE_RATE)])
+        pcm = to_pcm(samples[start : start + int(_CLIP_S * SAMPLE_RATE)])
         stream = recognizer.stream()
         stream.feed(np.frombuffer(pcm, np.int16))
         stream.finish()
@@ -195,7 +195,12 @@ def lone_clips(recognizer: Recognizer, samples: np.ndarray) -> list[Clip]:
     return clips
 
 
-def _pcm(samples: np.ndarray) -> bytes:
+def to_pcm(samples: np.ndarray) -> bytes:
+    """Return samples as clients send them.
+
+    Args:
+        samples: float32 at 16 kHz, ``[N]``.
+    """
     return (np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
 
 
@@ -261,7 +266,7 @@ def main() -> int:
     try:
         samples = _read_audio(args.audio)
         clips = lone_clips(Recognizer.load(args.model), samples)
-        once = _pcm(samples)
+        once = to_pcm(samples)
         long_audio = once * max(1, round(args.long_hours * 3600 * BYTES_PER_S / len(once)))
         options = ("--resume-s", str(RESUME_S), "--session-s", "86400")
         with ServerProcess(
