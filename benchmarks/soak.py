@@ -88,18 +88,19 @@ class Soak:
         self.tally = Tally()
         self.samples: list[Sample] = []
 
-    async def run(self, *, seconds: float, long_audio: bytes) -> Speaker:
+    async def run(self, *, seconds: float, long_audio: bytes, long_speed: float | None = None) -> Speaker:
         """Load the server.
 
         Args:
             seconds: How long.
             long_audio: What the long stream says, if there is time for all of it.
+            long_speed: Against that of speech; None is as fast as the server takes it.
 
         Returns:
             The long stream, which has ended.
         """
         began = time.perf_counter()
-        long = Speaker(self._url, long_audio, speed=None)
+        long = Speaker(self._url, long_audio, speed=long_speed)
         speaking = asyncio.create_task(long.speak())
         while (at_s := time.perf_counter() - began) < seconds:
             ends_at = time.perf_counter() + min(self._round_s, seconds - at_s)

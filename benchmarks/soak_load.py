@@ -112,10 +112,11 @@ class Speaker:
 
     async def _send(self, websocket: ClientConnection, start: int, until: int | None) -> None:
         end = len(self._data) if until is None else min(until, len(self._data))
-        for self.n_bytes in range(start, end, _BLOCK):
+        for position in range(start, end, _BLOCK):
             if self._is_hushed:
                 break
-            await websocket.send(self._data[self.n_bytes : min(self.n_bytes + _BLOCK, end)])
+            await websocket.send(self._data[position : min(position + _BLOCK, end)])
+            self.n_bytes = min(position + _BLOCK, end)
             await asyncio.sleep(self._block_s)
         if until is None:
             self._stopped_at = time.perf_counter()

@@ -22,9 +22,8 @@ def sample(**values: float) -> Sample:
 
 def test_growth_is_that_of_the_quarters() -> None:
     """After the warm-up; from nothing to something is growth as well."""
-    samples = [
-        sample(at_s=at, rss_mb=rss) for at, rss in enumerate([1, 50, 100, 101, 102, 103, 104, 110, 111])
-    ]
+    memory = (1, 50, 100, 101, 102, 103, 104, 110, 111)
+    samples = [sample(at_s=at, rss_mb=rss) for at, rss in enumerate(memory)]
     assert growth(samples, "rss_mb", warm_up_s=1) == pytest.approx(0.11)
     assert growth(samples, "fds", warm_up_s=1) == 0
     leak = [sample(at_s=at, slots=slots) for at, slots in enumerate([0, 0, 0, 0, 3, 3])]
@@ -44,15 +43,15 @@ def test_a_leak_or_a_wrong_final_is_not_good() -> None:
 
 @in_loop
 async def test_a_short_soak(tmp_path: Any) -> None:
-    """Clients of all kinds beside a long stream: files, tasks, threads and slots are those of the beginning."""
+    """Clients of all kinds beside a long stream: files, tasks, threads and slots are as at the start."""
     clips = [Clip(bytes(int(s * BYTES_PER_S)), tuple(expected_texts(s))) for s in (0.5, 1, 1.5, 2)]
     async with process("--resume-s", "0.3", "--max-streams", "12") as (_, url):
         address = Address(url)
         soak = Soak(address.stream_url, clips, n_clients=4, speed=20, round_s=0.8)
-        long = await soak.run(seconds=10, long_audio=bytes(1200 * BYTES_PER_S))
+        long = await soak.run(seconds=8, long_audio=bytes(600 * BYTES_PER_S), long_speed=40)
         at_rest = await soak.at_rest()
     numbers = report(soak, long, at_rest, warm_up_s=2)
-    # Ten seconds say nothing of memory, whose steps are of whole arenas; benchmarks/soak.py runs longer.
+    # Seconds say nothing of memory, whose steps are of whole arenas; benchmarks/soak.py runs longer.
     assert is_good(numbers | {"growth": numbers["growth"] | {"rss_mb": 0.0}}), numbers
     assert numbers["growth"]["rss_mb"] < 0.1
     assert sum(numbers["visits"].values()) > 20 and numbers["cuts"]
