@@ -7,6 +7,7 @@ import errno
 import logging
 import signal
 import ssl
+import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import cast
@@ -29,8 +30,11 @@ from service.registry import Registry
 from service.rest import RestApi
 from service.rest_server import RestServer
 from service.routes import VOSK
+from service.throttle import Throttle
 
+_OPEN_S = 10.0  # for a connection's handshake, however slowly its bytes come
 _CLOSE_S = 5.0  # for the other side to answer a close frame
+_STUCK_S = 60.0  # after which a tick, which takes less than a second, is never going to end
 _FINISH_S = 10.0  # for the model to recognise what is queued when a drain's time is over
 
 _ProcessRequest = Callable[[ServerConnection, Request], Response | None]
@@ -42,6 +46,9 @@ class Server:
     """Serves streams on one port, as an asynchronous context manager.
 
     It listens as soon as it is entered, and takes sessions once it was given a batcher.
+
+    Attributes:
+        metrics: What /metrics tells.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -55,18 +62,26 @@ class Server:
         """
         self._config = config
         self._tokens = Tokens(config.token_file) if config.token_file else None
+        self._operator_tokens = Tokens(config.operator_token_file) if config.operator_token_file else None
         self._tls = _tls(config)
-        self._metrics = Metrics()
-        self._registry = Registry(n_places=config.limits.max_streams, resume_s=config.limits.resume_s)
+        self.metrics = Metrics()
+        limits = config.limits
+        self._registry = Registry(
+            n_places=limits.max_streams, resume_s=limits.resume_s, places_per_key=limits.key_streams
+        )
         self._doorkeeper = Doorkeeper(
             tokens=self._tokens,
+            operator_tokens=self._operator_tokens,
             allow_origins=config.allow_origins,
             registry=self._registry,
-            metrics=self._metrics,
+            throttle=Throttle(limits.key_starts),
+            metrics=self.metrics,
+            health=self._problem,
         )
         self._connections: set[Connection] = set()
         self._hub: Hub | None = None  # None while the model loads
         self._stop = asyncio.Event()
+        self._is_draining = False
         self._listener: WebsocketServer
         self._listeners: list[WebsocketServer] = []
         self._vosk: WebsocketServer | None = None
@@ -102,6 +117,7 @@ class Server:
                 # Audio does not get smaller, and each compressor takes up to 300 KiB; texts are small anyway.
                 compression=None,
                 ping_interval=None,  # see Connection
+                open_timeout=_OPEN_S,
                 close_timeout=_CLOSE_S,
                 max_size=config.limits.message_bytes,
                 write_limit=WRITE_BUFFER,
@@ -186,7 +202,7 @@ class Server:
             model: Its name, for clients.
             languages: Codes that it takes; empty if that is not known.
         """
-        config, metrics = self._config, self._metrics
+        config, metrics = self._config, self.metrics
         self._hub = Hub(batcher, model, self._registry, config.limits, metrics)
         self._doorkeeper.opening = Opening(
             defaults=config.defaults, limits=config.limits, model=model, languages=languages
@@ -198,6 +214,12 @@ class Server:
         metrics.watch("slots_total", "Streams that the batcher can hold.", lambda: batcher.n_slots)
         metrics.watch("slots_used", "Streams that it holds.", lambda: batcher.n_used)
         metrics.watch("queued_audio_seconds", "Audio received and not yet recognised.", self._queued_s)
+        metrics.watch(
+            "tick_age_seconds", "Time that the running tick has taken so far.", lambda: batcher.tick_age_s
+        )
+        metrics.watch("tasks", "Of the event loop.", lambda: len(asyncio.all_tasks()))
+        metrics.watch("threads", "Of the process.", threading.active_count)
+        metrics.watch("draining", "1 while the server shuts down.", lambda: self._is_draining)
         self._doorkeeper.closed_because = None
 
     def handle_signals(self) -> None:
@@ -222,6 +244,8 @@ class Server:
     async def drain(self) -> None:
         """Take no new sessions, let running ones go on for a while, then finish them."""
         self._doorkeeper.closed_because = "shutting down"
+        self._is_draining = True
+        self.metrics.drains.inc()
         for connection in list(self._connections):
             if connection.is_waiting:
                 connection.shut_down()
@@ -265,11 +289,18 @@ class Server:
         return self._doorkeeper.open(cast(StreamSocket, websocket), request, VOSK)
 
     def _reload_tokens(self) -> None:
-        if self._tokens:
-            try:
-                self._tokens.reload()
-            except OptionError as error:
-                _log.error("%s; the tokens stay as they were", error)
+        for tokens in (self._tokens, self._operator_tokens):
+            if tokens:
+                try:
+                    tokens.reload()
+                except OptionError as error:
+                    _log.error("%s; the tokens stay as they were", error)
+
+    def _problem(self) -> str | None:
+        """What is wrong with the process, for whoever restarts it."""
+        if self._hub and (age_s := self._hub.batcher.tick_age_s) > _STUCK_S:
+            return f"the model has not come back for {age_s:.0f} s"
+        return None
 
     def _queued_s(self) -> float:
         return sum(live.queued_s for live in self._registry)
