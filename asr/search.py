@@ -22,12 +22,15 @@ from torch import Tensor
 from asr.biasing import Biasing
 from asr.decoder import CrossCache, Decoder, DecoderJob, DecoderResult, SelfCache
 from asr.encoder import FRAME_MS, FRAME_SAMPLES
+from asr.events import SAMPLE_RATE
 from asr.rules import Context, Rule, only
 from asr.words import Token, Vocabulary
 
 MAX_DRAFT_TOKENS = 24  # beam search commits the oldest words of a longer draft although hypotheses disagree
 RIVAL_LOGPROB = 3.0  # a hypothesis counts while it is at least a twentieth as likely as the best
 MAX_RETURNS = 8  # greedy search regrets no more beginnings of hotwords than this with one chunk
+SINK_FRAMES = 2  # of a window, on which attention rests when it looks at nothing
+PEAK_BACK = SAMPLE_RATE // 2  # attention to a word lies at most so much before that to the word before it
 MAX_OPEN_TOKENS = 46  # no hypothesis goes further beyond the committed tokens
 ROOM_TOKENS = MAX_OPEN_TOKENS + 2  # free text positions that a chunk may need
 
@@ -316,8 +319,15 @@ class Search:
 
     def _peaks(self, result: DecoderResult) -> list[list[int]]:
         """Samples ``[B][U]`` that the alignment heads look at most."""
-        frames = result.attention.mean(dim=1).argmax(dim=-1)
+        first = self._first_frame(result.attention.shape[-1])
+        frames = first + result.attention[..., first:].mean(dim=1).argmax(dim=-1)
         return (self._origin + frames * FRAME_SAMPLES).tolist()
+
+    def _first_frame(self, n_frames: int) -> int:
+        """Where to look for new words: attention that looks at nothing rests on a window's first frames."""
+        newest = self.committed[-1].peak if self.committed else 0
+        first = (newest - PEAK_BACK - self._origin) // FRAME_SAMPLES
+        return min(max(first, SINK_FRAMES), n_frames - 1)
 
     def _copy_prefix(self) -> None:
         """Let every hypothesis start from the committed tokens."""

@@ -13,6 +13,7 @@ from whisper.model import Whisper
 from whisper.tokenizer import get_tokenizer
 
 from asr.decoder import CrossCache, Decoder, DecoderJob, DecoderResult, SelfCache
+from asr.encoder import FRAME_SAMPLES
 from asr.rules import Context, LoopGuard, RateCap, StartWithAWord, SuppressTokens, default_rules
 from asr.search import MAX_DRAFT_TOKENS, MAX_OPEN_TOKENS, Search, Steps
 from asr.words import Token, Vocabulary
@@ -291,6 +292,33 @@ def test_random_weights_same_frames_same_text(tiny_model: Whisper) -> None:
     scratch = Alone(decoder, open_tokens=6)
     scratch.advance(cross)
     assert [t.id for t in scratch.committed + list(scratch.draft)] == [t.id for t in made.committed] + draft
+
+
+class LookingDecoder(ScriptedDecoder):
+    """Looks most at the window's start, then at a word of long ago, and only then at what it will say."""
+
+    def _step(self, job: DecoderJob) -> DecoderResult:
+        first = job.text.n_tokens - len(START) + 1  # text tokens before the first position's prediction
+        result = super()._step(job)
+        for u in range(job.tokens.shape[1]):
+            due = max(0, min(10 * (first + u) + 5, job.cross.n_frames - 1))
+            result.attention[:, :, u, due] = 0.1
+            result.attention[:, :, u, 5] += 0.2 * (due > 50)
+            result.attention[:, :, u, :2] = 0.3
+        return result
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+@pytest.mark.parametrize("step", [10, 30])
+def test_words_are_where_new_attention_is(beam_size: int, step: int) -> None:
+    """Not where attention rests, on a window's first frames, nor at words of long ago."""
+    text = " one two three four five six seven eight nine ten"
+    made = Alone(LookingDecoder(says(text)), beam_size=beam_size)
+    for n_frames in range(step, 121, step):
+        made.advance(heard(n_frames))
+    tokens = [*made.committed, *made.draft]
+    assert [token.peak / FRAME_SAMPLES for token in tokens] == [10 * u + 5 for u in range(len(tokens))]
+    assert len(tokens) == 10
 
 
 @torch.inference_mode()
