@@ -52,6 +52,7 @@ def serve(args: argparse.Namespace) -> int:
 
     limits = Limits(
         max_streams=args.max_streams,
+        target_latency_ms=args.target_latency_ms,
         key_streams=args.key_streams,
         key_starts=args.key_starts,
         message_bytes=args.max_message_bytes,
@@ -159,6 +160,13 @@ def _add_access_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--max-streams", type=positive_int, default=8, metavar="N", help="sessions at a time (default: 8)")
+    add(
+        "--target-latency-ms",
+        type=positive_int,
+        metavar="N",
+        help="let no more sessions in than are answered within this time, from a sample's arrival to the "
+        "answer to its chunk, as the server measures it (default: --max-streams alone decides)",
+    )
     add(
         "--key-streams",
         type=positive_int,

@@ -19,6 +19,7 @@ are is let in then, as long as the ticks that they really have stay well within 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from asr.errors import OptionError
 
@@ -28,6 +29,23 @@ _RECENT_TICKS = 50.0
 _LEAST_VARIANCE = 0.1  # of the number of streams in a tick, to tell the two costs apart
 _LEAST_STREAM_S = 1e-4  # what a stream costs at the least, where ticks tell nothing of it
 _PRIOR_TICKS = 1.0  # weight of the prior that a tick costs as much as one stream in it
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A step of the model.
+
+    Attributes:
+        took_s: Its wall time.
+        n_streams: Streams that it advanced.
+        n_open: Streams that were open.
+        audio_s: What it heard of all of them together.
+    """
+
+    took_s: float
+    n_streams: int
+    n_open: int
+    audio_s: float
 
 
 class Goodput:
@@ -49,24 +67,23 @@ class Goodput:
         self._recent_s = 0.0  # what ticks have taken lately
         self._capacity: int | None = None
 
-    def observe(self, took_s: float, *, n_streams: int, n_open: int, audio_s: float) -> None:
+    def observe(self, tick: Tick) -> None:
         """Learn from a tick.
 
         Args:
-            took_s: Its wall time.
-            n_streams: How many it advanced.
-            n_open: How many are open.
-            audio_s: How much audio of theirs, all together.
+            tick: The newest.
         """
+        if not tick.audio_s:
+            return  # a flush or an end, with nothing new to hear
         keep = 1 - 1 / _MEMORY_TICKS
         self._weight = keep * self._weight + 1
-        self._streams = keep * self._streams + n_streams
-        self._squares = keep * self._squares + n_streams**2
-        self._took = keep * self._took + took_s
-        self._products = keep * self._products + n_streams * took_s
-        self._audio = keep * self._audio + audio_s
-        self._recent_s += (took_s - self._recent_s) / min(self._weight, _RECENT_TICKS)
-        self._capacity = max(self._predicted(), n_open + 1 if self._may_try() else 1)
+        self._streams = keep * self._streams + tick.n_streams
+        self._squares = keep * self._squares + tick.n_streams**2
+        self._took = keep * self._took + tick.took_s
+        self._products = keep * self._products + tick.n_streams * tick.took_s
+        self._audio = keep * self._audio + tick.audio_s
+        self._recent_s += (tick.took_s - self._recent_s) / min(self._weight, _RECENT_TICKS)
+        self._capacity = max(self._predicted(), tick.n_open + 1 if self._may_try() else 1)
 
     @property
     def capacity(self) -> int | None:

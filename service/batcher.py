@@ -29,6 +29,7 @@ from asr.recognizer import Recognizer
 from asr.second_pass import PendingFinal
 from asr.slots import Slot as State
 from asr.stream import NO_SAMPLES, Stream, Then
+from service.admission import Tick
 from service.intake import Intake, Samples, open_intake
 from service.stream_settings import AudioFormat, Failed, Finished, Flushed, Output, Progress, StreamSettings
 
@@ -178,14 +179,14 @@ class Batcher:
     """
 
     def __init__(
-        self, recognizer: Recognizer, *, n_slots: int, on_tick: Callable[[float, float], None] | None = None
+        self, recognizer: Recognizer, *, n_slots: int, on_tick: Callable[[Tick], None] | None = None
     ) -> None:
         """Allocate the state of all slots.
 
         Args:
             recognizer: The model; from now on only this batcher may use it.
             n_slots: Streams that can be open at a time.
-            on_tick: Told from the worker's thread what a tick took, and the audio in it, both in seconds.
+            on_tick: Told from the worker's thread of every tick.
         """
         self.n_slots = n_slots
         self._recognizer = recognizer
@@ -198,7 +199,7 @@ class Batcher:
         self._worker = threading.Thread(target=self._run, name="model", daemon=True)
         self._second = ThreadPoolExecutor(1, thread_name_prefix="second-pass")
         self.n_ticks = 0
-        self._on_tick = on_tick or (lambda took_s, audio_s: None)
+        self._on_tick = on_tick or (lambda tick: None)
         self._tick_began: float | None = None  # None while no tick runs
 
     @property
@@ -330,7 +331,8 @@ class Batcher:
         took_s = time.perf_counter() - started
         self._tick_began = None
         self.n_ticks += 1
-        self._on_tick(took_s, sum(len(step.samples) for _, step in going) / SAMPLE_RATE)
+        audio_s = sum(len(step.samples) for _, step in going) / SAMPLE_RATE
+        self._on_tick(Tick(took_s, len(going), len(self._works), audio_s))
         for (work, step), outcome in zip(going, outcomes, strict=True):
             work.busy_s += took_s / len(going)
             try:

@@ -22,6 +22,8 @@ class Limits:
 
     Attributes:
         max_streams: At a time; each has a slot of the batcher. A session has one, or one for each channel.
+        target_latency_ms: From a sample's arrival to the answer to its chunk: no more streams are let in than
+            can keep it, as far as the server has measured. None lets in max_streams.
         key_streams: Of one key, at a time; None is as many as there are.
         key_starts: Of one key, handshakes and recordings in a minute; a session that goes on is none. None is
             any number.
@@ -36,6 +38,7 @@ class Limits:
     """
 
     max_streams: int = 8
+    target_latency_ms: float | None = None
     key_streams: int | None = None
     key_starts: int | None = None
     message_bytes: int = 1 << 20

@@ -149,7 +149,10 @@ class Doorkeeper:
         return route.respond(decision)
 
     def _healthz(self) -> Response:
-        return unavailable(problem) if (problem := self._health()) else text_response(HTTPStatus.OK, "ok")
+        if problem := self._health():
+            return unavailable(problem)
+        n_more = 0 if self.closed_because else self._registry.headroom
+        return text_response(HTTPStatus.OK, f"ok\nroom for {n_more} more streams")
 
     def _show_sessions(self, tokens: Tokens, headers: Headers) -> Response:
         if tokens.key_of(authorization(headers, "Bearer")) is None:

@@ -59,7 +59,7 @@ async def _serve(config: ServerConfig, load: Callable[[], Recognizer]) -> None:
         recognizer = await asyncio.to_thread(load)
         from service.batcher import Batcher
 
-        n_slots, on_tick = config.limits.max_streams, server.metrics.count_tick
+        n_slots, on_tick = config.limits.max_streams, server.count_tick
         async with Batcher(recognizer, n_slots=n_slots, on_tick=on_tick) as batcher:
             server.open_for(batcher, model=recognizer.name, languages=recognizer.languages)
             print(f"listening on {server.url}\nstreams at {server.stream_url}", flush=True)

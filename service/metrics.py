@@ -14,6 +14,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from service.admission import Tick
 from service.messages import Command, Error, Message, Note, Reply
 
 _TICK_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0)
@@ -49,15 +50,14 @@ class Metrics:
             _WORD_LATENCY_S,
         )
 
-    def count_tick(self, took_s: float, audio_s: float) -> None:
+    def count_tick(self, tick: Tick) -> None:
         """Count a step of the model; from any thread.
 
         Args:
-            took_s: Its duration.
-            audio_s: What all its streams heard in it.
+            tick: The newest.
         """
-        self._ticks.observe(took_s)
-        self._tick_audio_s.inc(audio_s)
+        self._ticks.observe(tick.took_s)
+        self._tick_audio_s.inc(tick.audio_s)
 
     def count_received(self, command: Command | Reply) -> None:
         """Count what a client sent.

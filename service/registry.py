@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,15 +39,25 @@ class Place:
 class Registry:
     """The sessions of a server that their clients may come back to."""
 
-    def __init__(self, *, n_places: int, resume_s: float, places_per_key: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        n_places: int,
+        resume_s: float,
+        places_per_key: int | None = None,
+        fitting: Callable[[], int | None] = lambda: None,
+    ) -> None:
         """Start without sessions.
 
         Args:
             n_places: Streams at a time.
             resume_s: How long a session outlives its connection.
             places_per_key: Streams at a time of one key; None is as many as there are.
+            fitting: How many streams the machine can serve now, None if that is not known. Those that are
+                there stay when it becomes less.
         """
         self._n_places = n_places
+        self._fitting = fitting
         self._places_per_key = places_per_key
         self._resume_s = resume_s
         self._places: set[Place] = set()
@@ -58,13 +68,24 @@ class Registry:
         self._is_empty = asyncio.Event()
         self._is_empty.set()
 
+    @property
+    def capacity(self) -> int:
+        """Streams that may be there at a time, as things stand."""
+        fitting = self._fitting()
+        return self._n_places if fitting is None else min(self._n_places, fitting)
+
+    @property
+    def headroom(self) -> int:
+        """Streams that would be let in now."""
+        return max(0, self.capacity - sum(place.n_streams for place in self._places))
+
     def has_room(self, *, n_streams: int = 1) -> bool:
         """Tell whether there is a place.
 
         Args:
             n_streams: How many it is for.
         """
-        return sum(place.n_streams for place in self._places) + n_streams <= self._n_places
+        return n_streams <= self.headroom
 
     def has_share(self, key: str, *, n_streams: int = 1) -> bool:
         """Tell whether a key may have more streams.

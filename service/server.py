@@ -18,6 +18,7 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from asr.errors import OptionError
+from service.admission import Goodput, Tick
 from service.auth import Tokens
 from service.config import ServerConfig
 from service.connection import WRITE_BUFFER, Connection, Hub, StreamSocket
@@ -66,8 +67,13 @@ class Server:
         self._tls = _tls(config)
         self.metrics = Metrics()
         limits = config.limits
+        target_ms = limits.target_latency_ms
+        self._goodput = None if target_ms is None else Goodput(target_ms / 1000)
         self._registry = Registry(
-            n_places=limits.max_streams, resume_s=limits.resume_s, places_per_key=limits.key_streams
+            n_places=limits.max_streams,
+            resume_s=limits.resume_s,
+            places_per_key=limits.key_streams,
+            fitting=lambda: self._goodput.capacity if self._goodput else None,
         )
         self._doorkeeper = Doorkeeper(
             tokens=self._tokens,
@@ -211,6 +217,8 @@ class Server:
             "sessions", "Sessions, those without a connection included.", lambda: len(self._registry)
         )
         metrics.watch("connections", "Open websockets.", lambda: len(self._connections))
+        metrics.watch("streams_capacity", "Streams that fit at a time.", lambda: self._registry.capacity)
+        metrics.watch("streams_headroom", "Streams that would be let in.", lambda: self._registry.headroom)
         metrics.watch("slots_total", "Streams that the batcher can hold.", lambda: batcher.n_slots)
         metrics.watch("slots_used", "Streams that it holds.", lambda: batcher.n_used)
         metrics.watch("queued_audio_seconds", "Audio received and not yet recognised.", self._queued_s)
@@ -221,6 +229,16 @@ class Server:
         metrics.watch("threads", "Of the process.", threading.active_count)
         metrics.watch("draining", "1 while the server shuts down.", lambda: self._is_draining)
         self._doorkeeper.closed_because = None
+
+    def count_tick(self, tick: Tick) -> None:
+        """Learn what the model's steps take; from any thread.
+
+        Args:
+            tick: The newest.
+        """
+        self.metrics.count_tick(tick)
+        if self._goodput:
+            self._goodput.observe(tick)
 
     def handle_signals(self) -> None:
         """Let SIGTERM and SIGINT end :meth:`serve_forever`, a second one the process; SIGHUP reads tokens."""

@@ -9,7 +9,7 @@ import random
 import pytest
 
 from asr.errors import OptionError
-from service.admission import Goodput
+from service.admission import Goodput, Tick
 
 CHUNK_S = 0.3
 
@@ -26,7 +26,7 @@ def _ticks(goodput: Goodput, *, tick_s: float, stream_s: float, n_streams: int, 
         while arrivals and arrivals[0] <= now:
             going.append(heapq.heappop(arrivals))
         took_s = (tick_s + stream_s * len(going)) * random.uniform(0.9, 1.1)
-        goodput.observe(took_s, n_streams=len(going), n_open=n_streams, audio_s=CHUNK_S * len(going))
+        goodput.observe(Tick(took_s, len(going), n_streams, CHUNK_S * len(going)))
         now += took_s
         worst_s = max(worst_s, *(now - arrival + CHUNK_S for arrival in going))
         for arrival in going:
@@ -53,7 +53,7 @@ def test_one_stream_is_always_let_in() -> None:
     """However slow the machine; nothing is known before the first tick."""
     goodput = Goodput(0.4)
     assert goodput.capacity is None
-    goodput.observe(5.0, n_streams=1, n_open=1, audio_s=0.3)
+    goodput.observe(Tick(5.0, 1, 1, 0.3))
     assert goodput.capacity == 1
 
 
@@ -61,7 +61,7 @@ def test_like_ticks_are_shared_out() -> None:
     """As long as every tick has one stream, half of its cost counts as the stream's."""
     goodput = Goodput(1.0)
     for _ in range(200):
-        goodput.observe(0.03, n_streams=1, n_open=1, audio_s=0.3)
+        goodput.observe(Tick(0.03, 1, 1, 0.3))
     assert goodput.capacity == pytest.approx(0.9 * 0.3 / 0.015 * (1 - 0.015 / 0.3), abs=1)
 
 
@@ -72,7 +72,7 @@ def test_it_follows_the_machine() -> None:
     for cost in (0.004, 0.012, 0.004):
         for i in range(3000):
             n_streams = 1 + i % 8
-            goodput.observe(0.01 + cost * n_streams, n_streams=n_streams, n_open=8, audio_s=0.3 * n_streams)
+            goodput.observe(Tick(0.01 + cost * n_streams, n_streams, 8, 0.3 * n_streams))
         capacities.append(goodput.capacity or 0)
     share = 0.9 * (1 - 0.01 / 0.3)
     cheap, dear = 0.3 / 0.004 * share, 0.3 / 0.012 * share

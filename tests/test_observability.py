@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from asr.events import SAMPLE_RATE, Final, Partial, Word
+from service.admission import Tick
 from service.logs import JsonFormatter
 from service.metrics import Metrics
 from service.stream_settings import Finished
@@ -42,7 +43,7 @@ async def exported() -> set[str]:
             await client.start()
             await client.websocket.send(BROKEN_MODEL)
             await client.rest()
-        server.metrics.count_tick(0.1, 0.3)
+        server.metrics.count_tick(Tick(0.1, 1, 1, 0.3))
         server.metrics.refused.labels("full").inc()
         page = (await get(server, "/metrics"))[2].decode()
     return {re.split(r"[{ ]", line)[0] for line in page.splitlines() if not line.startswith("#")}
@@ -143,8 +144,8 @@ async def test_resumes_drains_and_errors_are_counted() -> None:
 def test_ticks_are_counted() -> None:
     """What they took, and how much audio was in them: the real-time factor is the quotient of the rates."""
     metrics = Metrics()
-    metrics.count_tick(0.25, 1.5)
-    metrics.count_tick(0.03125, 2.0)
+    metrics.count_tick(Tick(0.25, 5, 5, 1.5))
+    metrics.count_tick(Tick(0.03125, 6, 6, 2.0))
     page = metrics.page().decode()
     assert "foresound_tick_seconds_sum 0.28125" in page and 'tick_seconds_bucket{le="0.04"} 1.0' in page
     assert "foresound_recognised_audio_seconds_total 3.5" in page
