@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 import psutil
 
@@ -20,7 +21,15 @@ class ServerProcess:
         start_s: What it took to start.
     """
 
-    def __init__(self, *, model: str, max_streams: int, threads: int | None, has_vosk: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        model: str,
+        max_streams: int,
+        threads: int | None,
+        has_vosk: bool = False,
+        options: Sequence[str] = (),
+    ) -> None:
         """Say what to serve.
 
         Args:
@@ -28,11 +37,13 @@ class ServerProcess:
             max_streams: At a time.
             threads: Of the model; None is the command's default.
             has_vosk: Open a port for vosk-server's protocol.
+            options: More of the command's.
         """
         self._command = [sys.executable, "-m", "clients.cli", "serve", "--port", "0", "--model", model]
         self._command += ["--max-streams", str(max_streams)]
         self._command += ["--threads", str(threads)] if threads else []
         self._command += ["--vosk-port", "0"] if has_vosk else []
+        self._command += options
         self._last = "vosk-server's protocol" if has_vosk else "streams"  # that it says at its start
         self.url = self.vosk_url = ""
         self.start_s = 0.0

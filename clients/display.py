@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePath
 from typing import Any, Protocol, TextIO
 from unicodedata import combining, east_asian_width
@@ -222,6 +222,7 @@ class Folder:
         self._documents = [name for name in formats if name != "jsonl"]
         self._labels = labels
         self._stack = ExitStack()
+        self._problem: OSError | None = None
         self._events: AtomicFile | None = None
         if "jsonl" in formats:
             self._events = self._stack.enter_context(AtomicFile(self._path("jsonl")))
@@ -229,19 +230,39 @@ class Folder:
     def handle(self, event: Event) -> None:
         """Write an event at once: hours of them are not kept in memory."""
         if self._events is not None:
-            self._events.file.write(event_line(event) + "\n")
+            with self._noting_problems():
+                self._events.file.write(event_line(event) + "\n")
 
     def finish(self, transcript: Transcript) -> None:
-        """Write the documents and give all files their names."""
+        """Write the documents and give all files their names.
+
+        Raises:
+            OSError: A file could not be written, now or while events came; the others are there.
+        """
         for name in self._documents:
             text = render(transcript, name, **self._labels)  # type: ignore[arg-type]
-            write_atomic(self._path(name), text)
+            with self._noting_problems():
+                write_atomic(self._path(name), text)
         if self._events is not None:
-            self._events.commit()
+            with self._noting_problems():
+                self._events.commit()
+        if self._problem is not None:
+            raise self._problem
 
     def close(self) -> None:
         """Drop what was not finished."""
-        self._stack.close()
+        with suppress(OSError):  # of what cannot be written to a file that is dropped
+            self._stack.close()
+
+    @contextmanager
+    def _noting_problems(self) -> Iterator[None]:
+        """Go on after a full disk: what is heard later must not be lost with the file."""
+        try:
+            yield
+        except OSError as error:
+            self._problem = self._problem or error
+            self._events = None
+            self.close()  # what was written of the events makes room
 
     def _path(self, suffix: str) -> Path:
         return self._base.with_name(f"{self._base.name}.{suffix}")

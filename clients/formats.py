@@ -132,8 +132,10 @@ class AtomicFile:
         trace: TracebackType | None,
     ) -> None:
         """Drop what was not committed."""
-        self.file.close()
-        self._temporary.unlink(missing_ok=True)
+        try:
+            self.file.close()  # writes what is left, for which there may be no space
+        finally:
+            self._temporary.unlink(missing_ok=True)
 
     def commit(self) -> None:
         """Close the file and give it its name."""

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from asr.events import Event, Final, Transcript
+from asr.subtitles import one_line
 from clients.display import AudioBar, Console, Document, EventLines, Folder, Lines, LiveText, Output
 from clients.formats import FORMATS
 
@@ -45,9 +46,23 @@ class Presentation:
 
         Args:
             transcript: The finals that were shown, in order.
+
+        Raises:
+            OSError: A file could not be written; its text has been printed instead.
         """
+        problem: OSError | None = None
         for output in self._outputs:
-            output.finish(transcript)
+            try:
+                output.finish(transcript)
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                problem = error
+        if problem is not None:
+            if all(isinstance(output, Folder) for output in self._outputs):
+                # Nobody has seen the text, and there is no file to read it from.
+                self._console.write("".join(f"{one_line(each.text)}\n" for each in transcript.segments))
+            raise problem
 
     def cut_short(self, transcript: Transcript) -> None:
         """Give out what is certain of an input that was not heard to its end.

@@ -28,6 +28,12 @@ def register(subparsers: argparse._SubParsersAction[Any], *, epilog: str) -> Non
     _add_model_arguments(parser)
     _add_access_arguments(parser)
     _add_limits(parser)
+    parser.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="json: an object a line, with the session's id (default: text)",
+    )
     parser.set_defaults(run=serve)
 
 
@@ -46,6 +52,9 @@ def serve(args: argparse.Namespace) -> int:
 
     limits = Limits(
         max_streams=args.max_streams,
+        target_latency_ms=args.target_latency_ms,
+        key_streams=args.key_streams,
+        key_starts=args.key_starts,
         message_bytes=args.max_message_bytes,
         queue_s=args.queue_s,
         idle_s=args.idle_s,
@@ -62,6 +71,7 @@ def serve(args: argparse.Namespace) -> int:
         limits=limits,
         defaults=StreamSettings(decoder=args.decoder, latency=args.latency, chunk_ms=args.chunk_ms),
         token_file=args.token_file,
+        operator_token_file=args.operator_token_file,
         no_auth=args.no_auth,
         tls_cert=args.tls_cert,
         tls_key=args.tls_key,
@@ -74,6 +84,7 @@ def serve(args: argparse.Namespace) -> int:
         head=args.head,
         device=args.device,
         threads=args.threads,
+        log_format=args.log_format,
     )
 
 
@@ -130,6 +141,12 @@ def _add_access_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="clients need one of these tokens, one a line, # comments",
     )
+    add(
+        "--operator-token-file",
+        type=Path,
+        metavar="FILE",
+        help="show what runs at /debug/sessions to whoever has one of these tokens (default: to nobody)",
+    )
     add("--no-auth", action="store_true", help="let everybody in, also beyond this machine")
     add(
         "--allow-origin",
@@ -143,6 +160,25 @@ def _add_access_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--max-streams", type=positive_int, default=8, metavar="N", help="sessions at a time (default: 8)")
+    add(
+        "--target-latency-ms",
+        type=positive_int,
+        metavar="N",
+        help="let no more sessions in than are answered within this time, from a sample's arrival to the "
+        "answer to its chunk, as the server measures it (default: --max-streams alone decides)",
+    )
+    add(
+        "--key-streams",
+        type=positive_int,
+        metavar="N",
+        help="sessions at a time of one token (default: any number)",
+    )
+    add(
+        "--key-starts",
+        type=positive_int,
+        metavar="N",
+        help="sessions that one token may begin in a minute (default: any number)",
+    )
     add("--idle-s", type=_seconds, default=60, metavar="S", help="without a message (default: 60)")
     add("--session-s", type=_seconds, default=14400, metavar="S", help="length of a session (default: 14400)")
     add(

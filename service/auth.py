@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from collections.abc import Iterable
 from pathlib import Path
 
 from asr.errors import OptionError
+
+ANYBODY = "anybody"  # the key of all clients where no tokens are asked for
 
 
 class Tokens:
@@ -50,6 +53,18 @@ class Tokens:
         given = token.encode(errors="replace")
         matches = [hmac.compare_digest(given, each) for each in self._tokens]
         return any(matches)
+
+    def key_of(self, tokens: Iterable[str]) -> str | None:
+        """Name the first token that is accepted, in a way that does not give it away.
+
+        Args:
+            tokens: What a client gave.
+
+        Returns:
+            The start of its SHA-256, the same as long as the token is; None if none is accepted.
+        """
+        accepted = next((token for token in tokens if self.accept(token)), None)
+        return hashlib.sha256(accepted.encode()).hexdigest()[:12] if accepted is not None else None
 
 
 def is_allowed_origin(origin: str, *, host: str, allowed: Iterable[str]) -> bool:

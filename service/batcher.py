@@ -29,6 +29,7 @@ from asr.recognizer import Recognizer
 from asr.second_pass import PendingFinal
 from asr.slots import Slot as State
 from asr.stream import NO_SAMPLES, Stream, Then
+from service.admission import Tick
 from service.intake import Intake, Samples, open_intake
 from service.stream_settings import AudioFormat, Failed, Finished, Flushed, Output, Progress, StreamSettings
 
@@ -177,12 +178,15 @@ class Batcher:
         n_ticks: Steps that the worker has taken so far, each with all streams that had a chunk.
     """
 
-    def __init__(self, recognizer: Recognizer, *, n_slots: int) -> None:
+    def __init__(
+        self, recognizer: Recognizer, *, n_slots: int, on_tick: Callable[[Tick], None] | None = None
+    ) -> None:
         """Allocate the state of all slots.
 
         Args:
             recognizer: The model; from now on only this batcher may use it.
             n_slots: Streams that can be open at a time.
+            on_tick: Told from the worker's thread of every tick.
         """
         self.n_slots = n_slots
         self._recognizer = recognizer
@@ -195,11 +199,19 @@ class Batcher:
         self._worker = threading.Thread(target=self._run, name="model", daemon=True)
         self._second = ThreadPoolExecutor(1, thread_name_prefix="second-pass")
         self.n_ticks = 0
+        self._on_tick = on_tick or (lambda tick: None)
+        self._tick_began: float | None = None  # None while no tick runs
 
     @property
     def n_used(self) -> int:
         """Slots in use."""
         return self.n_slots - self._pool.n_free
+
+    @property
+    def tick_age_s(self) -> float:
+        """Seconds since the running tick began; 0 while none runs."""
+        began = self._tick_began
+        return time.perf_counter() - began if began is not None else 0.0
 
     async def __aenter__(self) -> Batcher:
         """Start the worker."""
@@ -304,18 +316,30 @@ class Batcher:
 
     def _tick(self) -> bool:
         """Advance every stream that has something to do; False if none has."""
-        for work in self._works:
-            work.pull()
-        going = [(work, step) for work in self._works if (step := work.next_step())]
+        going: list[tuple[_Work, Step]] = []
+        for work in list(self._works):
+            try:
+                work.pull()
+                if step := work.next_step():
+                    going.append((work, step))
+            except Exception as error:  # of its audio or for want of memory: it is this stream's alone
+                self._fail(work, error)
         if not going:
             return False
-        started = time.perf_counter()
+        started = self._tick_began = time.perf_counter()
         outcomes = self._advance([step for _, step in going])
         took_s = time.perf_counter() - started
+        self._tick_began = None
         self.n_ticks += 1
+        audio_s = sum(len(step.samples) for _, step in going) / SAMPLE_RATE
+        self._on_tick(Tick(took_s, len(going), len(self._works), audio_s))
         for (work, step), outcome in zip(going, outcomes, strict=True):
             work.busy_s += took_s / len(going)
-            self._hand_out(work, step.then, outcome)
+            try:
+                self._hand_out(work, step.then, outcome)
+            except Exception as error:
+                if work in self._works:
+                    self._fail(work, error)
         return True
 
     def _advance(self, steps: list[Step]) -> list[list[Event | PendingFinal] | Exception]:
@@ -327,28 +351,34 @@ class Batcher:
     def _hand_out(
         self, work: _Work, then: Then, outcome: Sequence[Output | PendingFinal] | Exception
     ) -> None:
-        outputs: list[Output | Future[Final]] = []
         if isinstance(outcome, Exception):
-            # Nobody else is concerned: say what was committed, and free the slot.
-            _log.error("a stream failed", exc_info=outcome)
-            outputs += work.stream.transcript.segments[work.n_finals :]
-            outputs.append(Failed(outcome))
-        else:
-            for each in outcome:
-                work.n_finals += isinstance(each, Final | PendingFinal)
-                outputs.append(
-                    self._second.submit(_second_pass, each) if isinstance(each, PendingFinal) else each
-                )
-            if then == "flush":
-                outputs.append(Flushed(work.n_heard))
-            elif then == "finish":
-                ended = Finished(work.n_heard / SAMPLE_RATE, work.busy_s)
-                outputs.append(Failed(work.error) if work.error is not None else ended)
-            if then != "finish":
-                outputs.append(Progress(work.n_heard, work.stream.n_due))
-        if then == "finish" or isinstance(outcome, Exception):
+            self._fail(work, outcome)
+            return
+        outputs: list[Output | Future[Final]] = []
+        for each in outcome:
+            work.n_finals += isinstance(each, Final | PendingFinal)
+            outputs.append(
+                self._second.submit(_second_pass, each) if isinstance(each, PendingFinal) else each
+            )
+        if then == "flush":
+            outputs.append(Flushed(work.n_heard))
+        elif then == "finish":
+            ended = Finished(work.n_heard / SAMPLE_RATE, work.busy_s)
+            outputs.append(Failed(work.error) if work.error is not None else ended)
+        if then == "finish":
             self._drop(work)  # before anybody hears of it, so that the slot can be had at once
+        else:
+            outputs.append(Progress(work.n_heard, work.stream.n_due))
         work.out.put(outputs)
+
+    def _fail(self, work: _Work, error: Exception) -> None:
+        """End one stream; nobody else is concerned. Say what was committed, and free the slot."""
+        _log.error("a stream failed", exc_info=error)
+        outputs: list[Output] = []
+        with contextlib.suppress(Exception):  # what broke the stream may have broken its transcript
+            outputs += work.stream.transcript.segments[work.n_finals :]
+        self._drop(work)
+        work.out.put([*outputs, Failed(error)])
 
     def _drop(self, work: _Work) -> None:
         work.intake.close()

@@ -22,6 +22,11 @@ class Limits:
 
     Attributes:
         max_streams: At a time; each has a slot of the batcher. A session has one, or one for each channel.
+        target_latency_ms: From a sample's arrival to the answer to its chunk: no more streams are let in than
+            can keep it, as far as the server has measured. None lets in max_streams.
+        key_streams: Of one key, at a time; None is as many as there are.
+        key_starts: Of one key, handshakes and recordings in a minute; a session that goes on is none. None is
+            any number.
         message_bytes: Of one websocket message.
         queue_s: Audio received and not yet recognised, above which the server stops reading.
         idle_s: Without a message from the client.
@@ -33,6 +38,9 @@ class Limits:
     """
 
     max_streams: int = 8
+    target_latency_ms: float | None = None
+    key_streams: int | None = None
+    key_starts: int | None = None
     message_bytes: int = 1 << 20
     queue_s: float = 10.0
     idle_s: float = 60.0
@@ -44,10 +52,18 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        least = {"max_streams": 1, "message_bytes": _MIN_MESSAGE_BYTES, "queue_s": _MIN_QUEUE_S}
+        least = {
+            "max_streams": 1,
+            "key_streams": 1,
+            "key_starts": 1,
+            "message_bytes": _MIN_MESSAGE_BYTES,
+            "queue_s": _MIN_QUEUE_S,
+        }
         least |= {"resume_s": 0, "drain_s": 0}
         for name in (each.name for each in fields(self)):
             value, low = getattr(self, name), least.get(name)
+            if value is None:
+                continue
             is_valid = value > 0 if low is None else value >= low
             if not (is_valid and math.isfinite(value)):
                 expected = "more than 0" if low is None else f"at least {low:g}"
@@ -67,6 +83,7 @@ class ServerConfig:
         limits: What one client may use.
         defaults: Stream settings for what a client leaves out.
         token_file: One token a line; None lets everybody in.
+        operator_token_file: The same for whoever may see what runs; None shows it to nobody.
         no_auth: Listening beyond this machine without tokens is meant.
         tls_cert: Certificate chain, PEM.
         tls_key: Its private key, PEM.
@@ -81,6 +98,7 @@ class ServerConfig:
     limits: Limits = field(default_factory=Limits)
     defaults: StreamSettings = field(default_factory=StreamSettings)
     token_file: Path | None = None
+    operator_token_file: Path | None = None
     no_auth: bool = False
     tls_cert: Path | None = None
     tls_key: Path | None = None

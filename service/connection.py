@@ -13,9 +13,12 @@ from typing import Any
 
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
-from websockets.protocol import OPEN
+from websockets.frames import DATA_OPCODES, CloseCode
+from websockets.frames import Frame as WebsocketFrame
+from websockets.protocol import OPEN, Event
 
 from asr.errors import OptionError
+from service.auth import ANYBODY
 from service.config import Limits
 from service.live import BatcherLike, LiveSession
 from service.messages import Close, Command, Reply
@@ -31,6 +34,8 @@ from service.session import Open, Reopen, Resume, Session, State
 _KERNEL_BUFFER = 64 << 10
 WRITE_BUFFER = 16 << 10
 
+MAX_FRAGMENTS = 1000  # of one message
+
 _TAKEN_OVER = Close(4409, "resumed on a newer connection")
 _LEFT = 1000  # the close code of a client that wants no more, even if it has not sent stop
 _LOST = 1006  # the close code where the other side has sent none
@@ -42,14 +47,31 @@ class StreamSocket(ServerConnection):
     """A websocket connection that gives its place back when it ends, however far it got.
 
     Attributes:
+        key: Whose it is.
         place: Reserved at the handshake; None once a session has it, or where none was needed.
         dialect: What the client speaks, by the path it asked for.
         subprotocols_wanted: Websocket subprotocols to take if the client offers one.
     """
 
+    key: str = ANYBODY
     place: Place | None = None
     dialect: Dialect | None = None
     subprotocols_wanted: tuple[str, ...] = ()
+
+    _n_fragments = 0  # of the message that is arriving
+
+    def process_event(self, event: Event) -> None:
+        """Bound a message's fragments: empty ones add nothing to its size, and old websockets count none.
+
+        Args:
+            event: The handshake's request or a frame.
+        """
+        if isinstance(event, WebsocketFrame) and event.opcode in DATA_OPCODES:
+            self._n_fragments = 0 if event.fin else self._n_fragments + 1
+            if self._n_fragments > MAX_FRAGMENTS:
+                self.protocol.fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
+                return
+        super().process_event(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give the place back."""
@@ -106,7 +128,7 @@ class Connection:
             model=hub.model,
             limits=hub.limits,
         )
-        self._live = LiveSession(session, limits=hub.limits, metrics=hub.metrics)
+        self._live = LiveSession(session, key=websocket.key, limits=hub.limits, metrics=hub.metrics)
         self._is_taken_over = False
         self._start_by = _loop().time() + self._patience.start_s
         self._is_reading = False
@@ -230,7 +252,7 @@ class Connection:
             self._hub.registry.add(self._live)
 
     def _resume(self, token: str, last_seq: int) -> None:
-        live = self._hub.registry.find(token)
+        live = self._hub.registry.find(token, key=self._websocket.key)
         if live is None:
             message = "no session has this token (any more); start without resume_token"
             self._live.fail("unknown_resume_token", message)

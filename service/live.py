@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from asr.errors import OptionError
 from service.channels import open_stream
@@ -16,6 +16,7 @@ from service.metrics import Metrics
 from service.registry import Place
 from service.session import Action, Feed, Finish, Open, Reopen, Resume, Session, State
 from service.stream_settings import AudioFormat, Output, StreamSettings
+from service.word_latency import WordLatency
 
 # Messages and flushes that may wait before the server stops reading from the client that causes them.
 MAX_WAITING = 200
@@ -55,6 +56,10 @@ class BatcherLike(Protocol):
     def n_used(self) -> int:
         """Streams now."""
 
+    @property
+    def tick_age_s(self) -> float:
+        """Seconds since the running tick began; 0 while none runs."""
+
     async def open(
         self, audio: AudioFormat, settings: StreamSettings, deliver: Callable[[Sequence[Output]], None]
     ) -> SlotLike:
@@ -66,19 +71,22 @@ class LiveSession:
 
     Attributes:
         session: The state machine.
+        key: Whose it is; nobody else can resume it.
         changed: Set whenever there may be something to send, or room to read on.
         place: On the server; None before the first stream is open.
     """
 
-    def __init__(self, session: Session, *, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, session: Session, *, key: str, limits: Limits, metrics: Metrics) -> None:
         """Begin with a session that waits for its start.
 
         Args:
             session: The state machine.
+            key: Whose it is.
             limits: The server's.
             metrics: The server's.
         """
         self.session = session
+        self.key = key
         self.changed = asyncio.Event()
         self._limits = limits
         self._metrics = metrics
@@ -88,6 +96,8 @@ class LiveSession:
         self._give_up: Callable[[], None] | None = None
         self._is_congested = False
         self._counted_s = 0.0  # audio that the metrics know of
+        self._begun_at = 0.0
+        self._latency = WordLatency(metrics.word_latency_s.observe)
 
     @property
     def queued_s(self) -> float:
@@ -102,6 +112,25 @@ class LiveSession:
             self.queued_s > part * self._limits.queue_s or self.session.n_waiting > part * MAX_WAITING
         )
         return self._is_congested
+
+    def describe(self) -> dict[str, Any]:
+        """What an operator may know: nothing that was said, nothing that lets anybody in."""
+        session, now = self.session, _loop().time()
+        return {
+            "session": session.id,
+            "key": self.key,
+            "state": session.state.value,
+            "connected": self.is_attached,
+            "age_s": round(now - self._begun_at, 1),
+            "audio_s": round(session.audio_s, 1),
+            "queued_s": round(self.queued_s, 2),
+            "unread_messages": session.n_waiting,
+            "encoding": session.start.audio.encoding,
+            "sample_rate": session.start.audio.sample_rate,
+            "streams": self.place.n_streams if self.place else 0,
+            "decoder": session.start.settings.decoder,
+            "chunk_ms": session.start.settings.chunk_ms,
+        }
 
     @property
     def is_attached(self) -> bool:
@@ -152,6 +181,7 @@ class LiveSession:
     def _begin(self, place: Place) -> None:
         """Keep the place, and watch how long the session lasts."""
         self.place, start = place, self.session.start
+        self._begun_at = _loop().time()
         self._cleanup.callback(place.release)
         self._cleanup.callback(_loop().call_later(self._limits.session_s, self._expire_session).cancel)
         self._metrics.sessions_started.inc()
@@ -161,6 +191,7 @@ class LiveSession:
             start.audio.encoding,
             start.audio.sample_rate,
             start.settings.chunk_ms,
+            extra={"session": self.session.id, "key": self.key},
         )
 
     def refuse(self, error: OptionError) -> None:
@@ -209,7 +240,7 @@ class LiveSession:
 
     def crash(self) -> None:
         """End at once because of the exception being handled, which is logged."""
-        _log.exception("session %s crashed", self.session.id)
+        _log.exception("session %s crashed", self.session.id, extra={"session": self.session.id})
         self._metrics.crashes.inc()
         self.fail("model_error", "the server failed; start again on a new connection")
 
@@ -223,6 +254,7 @@ class LiveSession:
         try:
             for output in outputs:
                 self.session.deliver(output)
+                self._latency.told(output, now=_loop().time())
         except Exception:  # a fault of ours must not reach the batcher, which serves others
             self.crash()
         self._settle()
@@ -232,6 +264,7 @@ class LiveSession:
         match action:
             case Feed(data) if slot:
                 slot.feed(data)
+                self._latency.heard(self.session.audio_s, now=_loop().time())
             case Flush() if slot:
                 slot.flush()
             case Finish() | Reopen() if slot:
@@ -257,7 +290,13 @@ class LiveSession:
             self._slot = self.place = None
             self._cleanup.close()
             self._metrics.sessions_ended.labels(session.outcome).inc()
-            _log.info("session %s ended: %s, %.1f s of audio", session.id, session.outcome, session.audio_s)
+            _log.info(
+                "session %s ended: %s, %.1f s of audio",
+                session.id,
+                session.outcome,
+                session.audio_s,
+                extra={"session": session.id, "cause": session.outcome, "audio_s": round(session.audio_s, 3)},
+            )
         self.changed.set()
 
 

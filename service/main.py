@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from collections.abc import Callable
 from functools import partial
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from asr.errors import OptionError
 from service.config import ServerConfig
+from service.logs import configure_logs
 from service.server import Server
 from service.stream_settings import StreamSettings
 
@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 
 def run(
-    config: ServerConfig, *, model: str, adapter: str, head: str, device: str, threads: int | None
+    config: ServerConfig,
+    *,
+    model: str,
+    adapter: str,
+    head: str,
+    device: str,
+    threads: int | None,
+    log_format: str = "text",
 ) -> int:
     """Serve until SIGTERM or SIGINT.
 
@@ -30,6 +37,7 @@ def run(
         head: The transducer head.
         device: A torch device.
         threads: For the model; None leaves one core to the event loop, which is faster under load.
+        log_format: One of :data:`service.logs.LOG_FORMATS`.
 
     Returns:
         The exit code.
@@ -37,8 +45,7 @@ def run(
     Raises:
         ForesoundError: The server or the model cannot start.
     """
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
-    logging.getLogger("websockets").setLevel(logging.WARNING)
+    configure_logs(log_format)
     n_threads = threads or max(1, (os.cpu_count() or 1) - 1)
     os.environ["OMP_NUM_THREADS"] = str(n_threads)  # torch reads it when it is first imported
     load = partial(_load, config.defaults, model=model, adapter=adapter, head=head, device=device)
@@ -52,7 +59,8 @@ async def _serve(config: ServerConfig, load: Callable[[], Recognizer]) -> None:
         recognizer = await asyncio.to_thread(load)
         from service.batcher import Batcher
 
-        async with Batcher(recognizer, n_slots=config.limits.max_streams) as batcher:
+        n_slots, on_tick = config.limits.max_streams, server.count_tick
+        async with Batcher(recognizer, n_slots=n_slots, on_tick=on_tick) as batcher:
             server.open_for(batcher, model=recognizer.name, languages=recognizer.languages)
             print(f"listening on {server.url}\nstreams at {server.stream_url}", flush=True)
             if server.vosk_url:

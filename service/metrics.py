@@ -5,9 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 
+from service.admission import Tick
 from service.messages import Command, Error, Message, Note, Reply
+
+_TICK_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5.0)
+_WORD_LATENCY_S = (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 
 
 class Metrics:
@@ -16,6 +27,7 @@ class Metrics:
     def __init__(self) -> None:
         """Start at zero."""
         self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)  # memory, processor time, open files
         self.sessions_started = self._counter("sessions_started", "Sessions that got a stream.")
         self.sessions_ended = self._counter("sessions_ended", "Sessions that ended, by cause.", "cause")
         self.resumes = self._counter("resumes", "Sessions that went on over a new connection.")
@@ -27,6 +39,25 @@ class Metrics:
             "audio_seconds", "Audio received; compressed audio when its session ends."
         )
         self.crashes = self._counter("crashes", "Sessions closed because of a fault of the server.")
+        self.drains = self._counter("drains", "Times that the server began to shut down.")
+        self._ticks = self._histogram("tick_seconds", "What a step of the model took.", _TICK_S)
+        self._tick_audio_s = self._counter(
+            "recognised_audio_seconds", "Audio that the model is through with."
+        )
+        self.word_latency_s = self._histogram(
+            "word_latency_seconds",
+            "From the arrival of a word's end to the word, committed, for the client.",
+            _WORD_LATENCY_S,
+        )
+
+    def count_tick(self, tick: Tick) -> None:
+        """Count a step of the model; from any thread.
+
+        Args:
+            tick: The newest.
+        """
+        self._ticks.observe(tick.took_s)
+        self._tick_audio_s.inc(tick.audio_s)
 
     def count_received(self, command: Command | Reply) -> None:
         """Count what a client sent.
@@ -62,6 +93,9 @@ class Metrics:
     def page(self) -> bytes:
         """Return everything in Prometheus' text format."""
         return generate_latest(self._registry)
+
+    def _histogram(self, name: str, meaning: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"foresound_{name}", meaning, buckets=buckets, registry=self._registry)
 
     def _counter(self, name: str, meaning: str, *labels: str) -> Counter:
         return Counter(f"foresound_{name}", meaning, labels, registry=self._registry)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,13 +13,15 @@ if TYPE_CHECKING:
 class Place:
     """The right to one stream or more: a connection holds it from its handshake, then its session."""
 
-    def __init__(self, places: set[Place], *, n_streams: int) -> None:
+    def __init__(self, places: set[Place], *, key: str, n_streams: int) -> None:
         """Take a place.
 
         Args:
             places: All that are taken; the new one is added.
+            key: Whose it is.
             n_streams: How many it is for.
         """
+        self.key = key
         self.n_streams = n_streams
         self._places = places
         places.add(self)
@@ -37,14 +39,26 @@ class Place:
 class Registry:
     """The sessions of a server that their clients may come back to."""
 
-    def __init__(self, *, n_places: int, resume_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        n_places: int,
+        resume_s: float,
+        places_per_key: int | None = None,
+        fitting: Callable[[], int | None] = lambda: None,
+    ) -> None:
         """Start without sessions.
 
         Args:
             n_places: Streams at a time.
             resume_s: How long a session outlives its connection.
+            places_per_key: Streams at a time of one key; None is as many as there are.
+            fitting: How many streams the machine can serve now, None if that is not known. Those that are
+                there stay when it becomes less.
         """
         self._n_places = n_places
+        self._fitting = fitting
+        self._places_per_key = places_per_key
         self._resume_s = resume_s
         self._places: set[Place] = set()
         # Tokens are 256 random bits, and the dict compares hashes before keys: how long a look-up takes tells
@@ -54,24 +68,50 @@ class Registry:
         self._is_empty = asyncio.Event()
         self._is_empty.set()
 
+    @property
+    def capacity(self) -> int:
+        """Streams that may be there at a time, as things stand."""
+        fitting = self._fitting()
+        return self._n_places if fitting is None else min(self._n_places, fitting)
+
+    @property
+    def headroom(self) -> int:
+        """Streams that would be let in now."""
+        return max(0, self.capacity - sum(place.n_streams for place in self._places))
+
     def has_room(self, *, n_streams: int = 1) -> bool:
         """Tell whether there is a place.
 
         Args:
             n_streams: How many it is for.
         """
-        return sum(place.n_streams for place in self._places) + n_streams <= self._n_places
+        return n_streams <= self.headroom
 
-    def reserve(self, *, n_streams: int = 1) -> Place | None:
+    def has_share(self, key: str, *, n_streams: int = 1) -> bool:
+        """Tell whether a key may have more streams.
+
+        Args:
+            key: Whose.
+            n_streams: How many more.
+        """
+        if self._places_per_key is None:
+            return True
+        n_used = sum(place.n_streams for place in self._places if place.key == key)
+        return n_used + n_streams <= self._places_per_key
+
+    def reserve(self, key: str, *, n_streams: int = 1) -> Place | None:
         """Take a place.
 
         Args:
+            key: Whose.
             n_streams: How many it is for.
 
         Returns:
-            The place, None where there is none.
+            The place, None where there is none, or none for this key.
         """
-        return Place(self._places, n_streams=n_streams) if self.has_room(n_streams=n_streams) else None
+        if self.has_room(n_streams=n_streams) and self.has_share(key, n_streams=n_streams):
+            return Place(self._places, key=key, n_streams=n_streams)
+        return None
 
     def __len__(self) -> int:
         """Sessions, those without a connection included."""
@@ -90,16 +130,18 @@ class Registry:
         self._sessions[live.session.resume_token] = live
         self._is_empty.clear()
 
-    def find(self, token: str) -> LiveSession | None:
+    def find(self, token: str, *, key: str) -> LiveSession | None:
         """Look a session up.
 
         Args:
             token: What a client gave.
+            key: Whose the client is; another key's session is none.
 
         Returns:
             Its session, None where there is none (any more).
         """
-        return self._sessions.get(token)
+        live = self._sessions.get(token)
+        return live if live and live.key == key else None
 
     def keep(self, live: LiveSession) -> None:
         """Forget a session in a while.

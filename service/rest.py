@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -89,14 +90,17 @@ class RestApi:
         return JSONResponse(model)
 
     async def _transcribe(self, request: Request) -> Response:
-        hub = self._admit(request)
-        request = self._bounded(request)
+        hub, key = self._admit(request)
+        if too_often := self._doorkeeper.too_often(key):
+            raise self._refuse(too_often)
+        request = self._bounded(request, patience_s=hub.limits.idle_s)
         async with AsyncExitStack() as stack:
             form = await stack.enter_async_context(request.form())
             file, asked = self._parsed(form)
-            place = hub.registry.reserve()
-            if place is None:
-                raise _as_error(self._doorkeeper.no_room())
+            if no_room := self._doorkeeper.no_room(key):
+                raise self._refuse(no_room)
+            place = hub.registry.reserve(key)
+            assert place
             stack.callback(place.release)
             hub.metrics.sessions_started.inc()
             queue_s = hub.limits.queue_s
@@ -109,20 +113,28 @@ class RestApi:
                 return _EventResponse(_events(first, told, asked), on_end=stack.pop_all().aclose)
             return await _whole(told, asked, request)
 
-    def _admit(self, request: Request) -> Hub:
-        """Let a request in that shows a key, once the model is there."""
-        scheme, _, key = request.headers.get("authorization", "").partition(" ")
-        keys = [key.strip()] if scheme.lower() == "bearer" else []
+    def _admit(self, request: Request) -> tuple[Hub, str]:
+        """Let a request in that shows a key, once the model is there; the key's name comes along."""
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        keys = [given.strip()] if scheme.lower() == "bearer" else []
         origin, host = request.headers.get("origin", ""), request.headers.get("host", "")
         doorkeeper, hub = self._doorkeeper, self._hub()
-        refusal = doorkeeper.stranger(origin=origin, host=host, keys=keys, key_hint=OPENAI_KEY_HINT)
-        refusal = refusal or doorkeeper.closed()
-        if refusal or hub is None:
-            raise _as_error(refusal)
-        return hub
+        key = doorkeeper.admit(origin=origin, host=host, keys=keys, key_hint=OPENAI_KEY_HINT)
+        if isinstance(key, Refusal):
+            raise self._refuse(key)
+        closed = doorkeeper.closed()
+        if closed or hub is None:
+            raise self._refuse(closed)
+        return hub, key
 
-    def _bounded(self, request: Request) -> Request:
-        """The same request, whose body ends with an error where it gets too long."""
+    def _refuse(self, refusal: Refusal | None) -> RequestError:
+        """What to tell; counted as the handshakes' refusals are."""
+        if refusal:
+            self._doorkeeper.count(refusal)
+        return _as_error(refusal)
+
+    def _bounded(self, request: Request, *, patience_s: float) -> Request:
+        """The same request, whose body ends with an error where it gets too long or does not go on."""
         limit, n_bytes = self._upload_bytes + _FORM_BYTES, 0
         announced = request.headers.get("content-length", "")
         too_long = RequestError(
@@ -133,7 +145,11 @@ class RestApi:
 
         async def receive() -> Message:
             nonlocal n_bytes
-            message = await request.receive()
+            try:
+                message = await asyncio.wait_for(request.receive(), patience_s)
+            except asyncio.TimeoutError as error:
+                text = f"The request did not go on for {patience_s:g} s; send it again."
+                raise RequestError(text, status=408) from error
             n_bytes += len(message.get("body", b""))
             if n_bytes > limit:
                 raise too_long

@@ -10,8 +10,36 @@ from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 _STARTED_POLL_S = 0.01
+REQUEST_S = 10.0  # for the head of a request: as long as a websocket's handshake may take
+
+
+class _Http(H11Protocol):
+    """HTTP on one connection, which uvicorn itself would keep as long as a client takes to write a head."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for the first request."""
+        super().connection_made(transport)
+        self._wait_for_request()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request."""
+        super().on_response_complete()
+        self._wait_for_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no longer."""
+        super().connection_lost(exc)
+        self._timer.cancel()
+
+    def _wait_for_request(self) -> None:
+        self._timer = self.loop.call_later(REQUEST_S, self._leave, self.cycle)
+
+    def _leave(self, last: RequestResponseCycle | None) -> None:
+        if self.cycle is last and (last is None or last.response_complete):
+            self.transport.close()
 
 
 class _Uvicorn(uvicorn.Server):
@@ -54,7 +82,7 @@ class RestServer:
         self._server = _Uvicorn(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=_Http,
                 ws="none",
                 lifespan="off",
                 log_config=None,

@@ -123,7 +123,8 @@ def openai_error(refusal: Refusal) -> dict[str, Any]:
     Args:
         refusal: Why.
     """
-    codes = {"token": "invalid_api_key", "origin": "forbidden", "full": "rate_limit_exceeded"}
+    codes = {"token": "invalid_api_key", "origin": "forbidden"}
+    codes |= dict.fromkeys(("full", "key streams", "key rate"), "rate_limit_exceeded")
     code = codes.get(refusal.reason, refusal.reason.replace(" ", "_"))
     kind = "server_error" if refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
     return {"message": refusal.text, "type": kind, "param": None, "code": code}
@@ -145,7 +146,9 @@ def deepgram_refusal(refusal: Refusal) -> Response:
     Args:
         refusal: Why.
     """
-    codes = {"token": "INVALID_AUTH", "full": "TOO_MANY_REQUESTS"}
+    codes = {"token": "INVALID_AUTH"} | dict.fromkeys(
+        ("full", "key streams", "key rate"), "TOO_MANY_REQUESTS"
+    )
     code = codes.get(refusal.reason, refusal.reason.upper().replace(" ", "_"))
     request_id = str(uuid4())
     body = {"err_code": code, "err_msg": refusal.text, "request_id": request_id}

@@ -7,6 +7,7 @@ import errno
 import logging
 import signal
 import ssl
+import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import cast
@@ -17,6 +18,7 @@ from websockets.http11 import Request, Response
 from websockets.typing import Subprotocol
 
 from asr.errors import OptionError
+from service.admission import Goodput, Tick
 from service.auth import Tokens
 from service.config import ServerConfig
 from service.connection import WRITE_BUFFER, Connection, Hub, StreamSocket
@@ -29,8 +31,11 @@ from service.registry import Registry
 from service.rest import RestApi
 from service.rest_server import RestServer
 from service.routes import VOSK
+from service.throttle import Throttle
 
+_OPEN_S = 10.0  # for a connection's handshake, however slowly its bytes come
 _CLOSE_S = 5.0  # for the other side to answer a close frame
+_STUCK_S = 60.0  # after which a tick, which takes less than a second, is never going to end
 _FINISH_S = 10.0  # for the model to recognise what is queued when a drain's time is over
 
 _ProcessRequest = Callable[[ServerConnection, Request], Response | None]
@@ -42,6 +47,9 @@ class Server:
     """Serves streams on one port, as an asynchronous context manager.
 
     It listens as soon as it is entered, and takes sessions once it was given a batcher.
+
+    Attributes:
+        metrics: What /metrics tells.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -55,18 +63,31 @@ class Server:
         """
         self._config = config
         self._tokens = Tokens(config.token_file) if config.token_file else None
+        self._operator_tokens = Tokens(config.operator_token_file) if config.operator_token_file else None
         self._tls = _tls(config)
-        self._metrics = Metrics()
-        self._registry = Registry(n_places=config.limits.max_streams, resume_s=config.limits.resume_s)
+        self.metrics = Metrics()
+        limits = config.limits
+        target_ms = limits.target_latency_ms
+        self._goodput = None if target_ms is None else Goodput(target_ms / 1000)
+        self._registry = Registry(
+            n_places=limits.max_streams,
+            resume_s=limits.resume_s,
+            places_per_key=limits.key_streams,
+            fitting=lambda: self._goodput.capacity if self._goodput else None,
+        )
         self._doorkeeper = Doorkeeper(
             tokens=self._tokens,
+            operator_tokens=self._operator_tokens,
             allow_origins=config.allow_origins,
             registry=self._registry,
-            metrics=self._metrics,
+            throttle=Throttle(limits.key_starts),
+            metrics=self.metrics,
+            health=self._problem,
         )
         self._connections: set[Connection] = set()
         self._hub: Hub | None = None  # None while the model loads
         self._stop = asyncio.Event()
+        self._is_draining = False
         self._listener: WebsocketServer
         self._listeners: list[WebsocketServer] = []
         self._vosk: WebsocketServer | None = None
@@ -102,6 +123,7 @@ class Server:
                 # Audio does not get smaller, and each compressor takes up to 300 KiB; texts are small anyway.
                 compression=None,
                 ping_interval=None,  # see Connection
+                open_timeout=_OPEN_S,
                 close_timeout=_CLOSE_S,
                 max_size=config.limits.message_bytes,
                 write_limit=WRITE_BUFFER,
@@ -186,7 +208,7 @@ class Server:
             model: Its name, for clients.
             languages: Codes that it takes; empty if that is not known.
         """
-        config, metrics = self._config, self._metrics
+        config, metrics = self._config, self.metrics
         self._hub = Hub(batcher, model, self._registry, config.limits, metrics)
         self._doorkeeper.opening = Opening(
             defaults=config.defaults, limits=config.limits, model=model, languages=languages
@@ -195,10 +217,28 @@ class Server:
             "sessions", "Sessions, those without a connection included.", lambda: len(self._registry)
         )
         metrics.watch("connections", "Open websockets.", lambda: len(self._connections))
+        metrics.watch("streams_capacity", "Streams that fit at a time.", lambda: self._registry.capacity)
+        metrics.watch("streams_headroom", "Streams that would be let in.", lambda: self._registry.headroom)
         metrics.watch("slots_total", "Streams that the batcher can hold.", lambda: batcher.n_slots)
         metrics.watch("slots_used", "Streams that it holds.", lambda: batcher.n_used)
         metrics.watch("queued_audio_seconds", "Audio received and not yet recognised.", self._queued_s)
+        metrics.watch(
+            "tick_age_seconds", "Time that the running tick has taken so far.", lambda: batcher.tick_age_s
+        )
+        metrics.watch("tasks", "Of the event loop.", lambda: len(asyncio.all_tasks()))
+        metrics.watch("threads", "Of the process.", threading.active_count)
+        metrics.watch("draining", "1 while the server shuts down.", lambda: self._is_draining)
         self._doorkeeper.closed_because = None
+
+    def count_tick(self, tick: Tick) -> None:
+        """Learn what the model's steps take; from any thread.
+
+        Args:
+            tick: The newest.
+        """
+        self.metrics.count_tick(tick)
+        if self._goodput:
+            self._goodput.observe(tick)
 
     def handle_signals(self) -> None:
         """Let SIGTERM and SIGINT end :meth:`serve_forever`, a second one the process; SIGHUP reads tokens."""
@@ -222,6 +262,8 @@ class Server:
     async def drain(self) -> None:
         """Take no new sessions, let running ones go on for a while, then finish them."""
         self._doorkeeper.closed_because = "shutting down"
+        self._is_draining = True
+        self.metrics.drains.inc()
         for connection in list(self._connections):
             if connection.is_waiting:
                 connection.shut_down()
@@ -265,11 +307,18 @@ class Server:
         return self._doorkeeper.open(cast(StreamSocket, websocket), request, VOSK)
 
     def _reload_tokens(self) -> None:
-        if self._tokens:
-            try:
-                self._tokens.reload()
-            except OptionError as error:
-                _log.error("%s; the tokens stay as they were", error)
+        for tokens in (self._tokens, self._operator_tokens):
+            if tokens:
+                try:
+                    tokens.reload()
+                except OptionError as error:
+                    _log.error("%s; the tokens stay as they were", error)
+
+    def _problem(self) -> str | None:
+        """What is wrong with the process, for whoever restarts it."""
+        if self._hub and (age_s := self._hub.batcher.tick_age_s) > _STUCK_S:
+            return f"the model has not come back for {age_s:.0f} s"
+        return None
 
     def _queued_s(self) -> float:
         return sum(live.queued_s for live in self._registry)

@@ -144,6 +144,10 @@ class FakeBatcher:
     def n_used(self) -> int:
         return len(self.slots)
 
+    @property
+    def tick_age_s(self) -> float:
+        return 0.0
+
     async def open(self, audio: AudioFormat, settings: StreamSettings, deliver: Deliver) -> FakeSlot:
         await self.may_open.wait()
         if settings.language not in (None, "en"):
@@ -187,7 +191,9 @@ def main() -> int:
         languages = ("en",)
 
     @asynccontextmanager
-    async def batcher(recognizer: FakeRecognizer, *, n_slots: int) -> AsyncIterator[FakeBatcher]:
+    async def batcher(
+        recognizer: FakeRecognizer, *, n_slots: int, on_tick: object
+    ) -> AsyncIterator[FakeBatcher]:
         yield FakeBatcher(n_slots=n_slots)
 
     module = types.ModuleType("service.batcher")

@@ -13,17 +13,17 @@ from service.session import Session, State
 
 def live_session(token: str) -> LiveSession:
     session = Session(id=token, resume_token=token, model="fake", limits=Limits())
-    return LiveSession(session, limits=Limits(), metrics=Metrics())
+    return LiveSession(session, key="k", limits=Limits(), metrics=Metrics())
 
 
 def test_places_are_counted_and_come_back_once() -> None:
     """A released place is free again, and releasing it twice frees no second one."""
     registry = Registry(n_places=2, resume_s=1)
-    one, two = registry.reserve(), registry.reserve()
-    assert one and two and registry.reserve() is None
+    one, two = registry.reserve("k"), registry.reserve("k")
+    assert one and two and registry.reserve("k") is None
     one.release()
     one.release()
-    assert registry.reserve() and registry.reserve() is None
+    assert registry.reserve("k") and registry.reserve("k") is None
 
 
 def test_sessions_are_found_by_token_until_they_are_forgotten() -> None:
@@ -34,10 +34,10 @@ def test_sessions_are_found_by_token_until_they_are_forgotten() -> None:
         one, two = live_session("one"), live_session("two")
         registry.add(one)
         registry.add(two)
-        assert registry.find("one") is one and registry.find("three") is None
+        assert registry.find("one", key="k") is one and registry.find("three", key="k") is None
         assert [*registry] == [one, two]
         registry.forget(one)
-        assert registry.find("one") is None and len(registry) == 1
+        assert registry.find("one", key="k") is None and len(registry) == 1
         assert (one.session.state, two.session.state) == (State.ENDED, State.WAITING)
 
     asyncio.run(scenario())

@@ -14,6 +14,7 @@ import websockets.version
 from websockets.exceptions import InvalidStatus
 
 from asr.errors import OptionError
+from service.admission import Tick
 from service.config import Limits, ServerConfig
 from service.server import Server
 from tests.fake_batcher import FakeBatcher
@@ -87,7 +88,7 @@ async def test_methods() -> None:
     """HEAD is GET without the body; anything else is refused."""
     async with serving() as server:
         status, headers, body = await get(server, "/healthz?x=1", method="HEAD")
-        assert (status, headers["content-length"], body) == (200, "3", b"")
+        assert (status, headers["content-length"], body) == (200, "27", b"")
         assert (await get(server, "/v1/stream", method="HEAD"))[0] == 426
         status, headers, _ = await get(server, "/", method="DELETE")
         assert (status, headers["allow"]) == (405, "GET, HEAD")
@@ -107,6 +108,27 @@ async def test_a_server_without_its_model_is_alive_but_not_ready() -> None:
         assert (await get(server, "/readyz"))[0] == 200
         async with connected(server) as client:
             assert (await client.start())["model"] == "fake"
+
+
+@in_loop
+async def test_no_more_streams_than_can_be_answered_in_time() -> None:
+    """What ticks take decides; /healthz and /metrics tell how many more would be let in."""
+    async with serving(limits=Limits(target_latency_ms=1000.0)) as server:
+        assert (await get(server, "/healthz"))[2] == b"ok\nroom for 8 more streams\n"
+        for i in range(200):
+            n_streams = 1 + i % 3
+            server.count_tick(Tick(0.08 * n_streams, n_streams, 3, 0.3 * n_streams))
+        assert await metric(server, "streams_capacity") == 3
+        async with connected(server), connected(server):
+            assert (await get(server, "/healthz"))[2] == b"ok\nroom for 1 more streams\n"
+            async with connected(server):
+                assert (await refusal(server))[0] == 503
+                assert await metric(server, "streams_headroom") == 0
+                for _ in range(2000):
+                    server.count_tick(Tick(0.02, 1, 3, 0.3))
+                assert await metric(server, "streams_capacity") == 8
+                async with connected(server):
+                    assert await metric(server, "streams_headroom") == 4
 
 
 @in_loop

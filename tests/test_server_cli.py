@@ -27,7 +27,14 @@ def test_the_command_s_defaults_are_the_service_s(monkeypatch: pytest.MonkeyPatc
     """They are written down twice, for the help, and are the same."""
     config, rest = parsed(monkeypatch)
     assert config == ServerConfig()
-    assert rest == {"model": "tiny.en", "adapter": "auto", "head": "auto", "device": "cpu", "threads": None}
+    assert rest == {
+        "model": "tiny.en",
+        "adapter": "auto",
+        "head": "auto",
+        "device": "cpu",
+        "threads": None,
+        "log_format": "text",
+    }
 
 
 def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,19 +42,30 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     text = (
         "--host 0.0.0.0 --port 1 --model base --adapter none --head h --decoder transducer --latency 90 "
         "--chunk-ms 80 --max-streams 2 "
-        "--tls-cert c --tls-key k --token-file t --threads 3 --device cuda --idle-s 1 --session-s 2 "
+        "--tls-cert c --tls-key k --token-file t --operator-token-file o "
+        "--threads 3 --device cuda --idle-s 1 --session-s 2 "
         "--resume-s 3 --drain-s 4 --queue-s 5 --max-message-bytes 6000 "
-        "--allow-origin https://a.b --allow-origin * --vosk-port 2700 --rest-port 0 --max-upload-bytes 7"
+        "--allow-origin https://a.b --allow-origin * --vosk-port 2700 --rest-port 0 --max-upload-bytes 7 "
+        "--key-streams 8 --key-starts 9 --log-format json"
     )
     config, rest = parsed(monkeypatch, *text.split())
     assert config == ServerConfig(
         host="0.0.0.0",
         port=1,
         limits=Limits(
-            max_streams=2, message_bytes=6000, queue_s=5, idle_s=1, session_s=2, resume_s=3, drain_s=4
+            max_streams=2,
+            key_streams=8,
+            key_starts=9,
+            message_bytes=6000,
+            queue_s=5,
+            idle_s=1,
+            session_s=2,
+            resume_s=3,
+            drain_s=4,
         ),
         defaults=StreamSettings(decoder="transducer", latency=90.0, chunk_ms=80),
         token_file=Path("t"),
+        operator_token_file=Path("o"),
         tls_cert=Path("c"),
         tls_key=Path("k"),
         allow_origins=("https://a.b", "*"),
@@ -55,7 +73,14 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         rest_port=0,
         upload_bytes=7,
     )
-    assert rest == {"model": "base", "adapter": "none", "head": "h", "device": "cuda", "threads": 3}
+    assert rest == {
+        "model": "base",
+        "adapter": "none",
+        "head": "h",
+        "device": "cuda",
+        "threads": 3,
+        "log_format": "json",
+    }
     assert parsed(monkeypatch, "--host", "::", "--no-auth")[0].no_auth
 
 

@@ -5,10 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +14,8 @@ from websockets.exceptions import InvalidStatus
 from service import server as server_module
 from service.config import Limits
 from tests.fake_batcher import FakeBatcher, expected_texts
+from tests.processes import Address, process
 from tests.serving import connected, finals, get, in_loop, kinds, serving
-
-ROOT = Path(__file__).parents[1]
 
 
 @in_loop
@@ -94,29 +89,6 @@ async def test_leaving_the_server_closes_everything_at_once() -> None:
         await server.close()
         assert await client.close_code() == 1001
     assert batcher.n_used == 0
-
-
-@asynccontextmanager
-async def process(*arguments: str) -> AsyncIterator[tuple[Process, str]]:
-    """``foresound serve`` with the fake model, and the address that it prints."""
-    command = [sys.executable, "-m", "tests.fake_batcher", "serve", "--port", "0", *arguments]
-    running = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=PIPE, stderr=PIPE)
-    assert running.stdout
-    try:
-        yield running, (await running.stdout.readline()).decode().removeprefix("listening on ").strip()
-    finally:
-        if running.returncode is None:
-            running.kill()
-        await running.communicate()
-
-
-class Address:
-    """Where a process listens, as the functions of tests/serving.py need it."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.port = int(url.rsplit(":", 1)[1])
-        self.stream_url = f"{url.replace('http', 'ws')}/v1/stream"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,0 +1,236 @@
+"""Servers and networks that fail under clients: kill -9, restarts, packets lost, late or cut to pieces."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asr.events import Event, Final, Partial
+from clients import StreamingClient
+from clients.errors import ConnectionLostError, ServerError
+from tests.fake_batcher import FakeBatcher, expected_texts
+from tests.processes import ROOT, Address, process
+from tests.serving import RATE, connected, finals, get, in_loop, serving
+
+
+async def speak(client: StreamingClient, *, seconds: float) -> None:
+    for _ in range(int(10 * seconds)):
+        await client.send(bytes(2 * RATE // 10))
+        await asyncio.sleep(0)
+
+
+async def rest(client: StreamingClient) -> tuple[list[Event], Exception | None]:
+    """The events that are left, and how the iteration ends."""
+    events: list[Event] = []
+    try:
+        async for event in client:
+            events.append(event)
+    except Exception as error:
+        return events, error
+    return events, None
+
+
+def committed(events: list[Event]) -> str:
+    """Of the last event, if that is a partial."""
+    return events[-1].committed if events and isinstance(events[-1], Partial) else ""
+
+
+def texts(events: list[Event]) -> list[str]:
+    return [event.text for event in events if isinstance(event, Final)]
+
+
+@in_loop
+async def test_server_killed_and_restarted() -> None:
+    """The client comes back by itself, learns in words that its session is gone, and has all that was final.
+
+    What was committed but not final is in the newest partial; a new stream on the same server works at once.
+    """
+    async with process() as (first, url):
+        address: Any = Address(url)
+        async with StreamingClient(url, reconnect_s=15) as client:
+            await speak(client, seconds=2.5)
+            seen: list[Event] = []
+            while committed(seen) != "w8 w9":
+                seen.append(await anext(client))
+            assert client.acknowledged.n_samples > 0
+            first.send_signal(signal.SIGKILL)
+            assert await first.wait() == -signal.SIGKILL
+            async with process(port=address.port):
+                events, error = await rest(client)
+                seen += events
+                assert isinstance(error, ServerError) and error.code == "unknown_resume_token"
+                assert "no session has this token" in str(error) and "start" in str(error)
+                assert texts(seen) == expected_texts(2)
+                assert [each.committed for each in seen if isinstance(each, Partial)][-1] == "w8 w9"
+                with pytest.raises(ServerError):
+                    await client.finish()
+                async with StreamingClient(url) as again:
+                    await speak(again, seconds=1)
+                    await again.finish()
+                    assert texts((await rest(again))[0]) == expected_texts(1)
+
+
+@in_loop
+async def test_server_killed_for_good() -> None:
+    """Without a server the client gives up after its time and says so; what was final stays readable."""
+    async with process() as (server, url), StreamingClient(url, reconnect_s=0.5) as client:
+        await speak(client, seconds=1)
+        seen: list[Event] = []
+        while not texts(seen):
+            seen.append(await anext(client))
+        server.send_signal(signal.SIGKILL)
+        await server.wait()
+        events, error = await rest(client)
+        assert isinstance(error, ConnectionLostError) and "did not come back within 0.5 s" in str(error)
+        assert texts(seen + events) == expected_texts(1)
+
+
+@in_loop
+async def test_readiness_turns_off_before_anything_else() -> None:
+    """At SIGTERM: not ready at once, alive, new sessions refused, the running one finished, exit code 0."""
+    async with process("--drain-s", "10") as (server, url):
+        address: Any = Address(url)
+        async with connected(address) as client:
+            await client.start()
+            await client.audio(1)
+            assert (await get(address, "/readyz"))[0] == 200
+            server.send_signal(signal.SIGTERM)
+            while (ready := await get(address, "/readyz"))[0] == 200:
+                await asyncio.sleep(0)
+            assert ready[0] == 503 and ready[2] == b"shutting down\n"
+            assert not client.websocket.close_code and (await get(address, "/healthz"))[0] == 200
+            await client.audio(1)
+            await client.send("stop")
+            assert finals(await client.rest()) == expected_texts(2)
+        assert await server.wait() == 0
+
+
+@in_loop
+async def test_many_clients_outlive_a_drain() -> None:
+    """A dozen streams in the middle of words when SIGTERM comes: each ends with its finals and ``drain``."""
+    async with process("--max-streams", "12", "--drain-s", "0.3") as (server, url):
+        clients: list[Any] = []
+
+        async def stream(seconds: float) -> list[str]:
+            async with connected(Address(url)) as client:  # type: ignore[arg-type]
+                await client.start()
+                await client.audio(seconds)
+                clients.append(client)
+                messages = await client.rest()
+                assert (messages[-1]["type"], messages[-1]["reason"]) == ("done", "drain")
+                assert client.websocket.close_code == 1001
+                return finals(messages)
+
+        lengths = [0.5 + 0.25 * n for n in range(12)]
+        streams = [asyncio.create_task(stream(seconds)) for seconds in lengths]
+        while len(clients) < 12:
+            await asyncio.sleep(0.01)
+        server.send_signal(signal.SIGTERM)
+        assert await asyncio.gather(*streams) == [expected_texts(seconds) for seconds in lengths]
+        assert await server.wait() == 0
+
+
+class RoughRelay:
+    """Passes bytes on late, in pieces of any size, and cuts connections: a bad network on any machine."""
+
+    def __init__(self, port: int, chance: random.Random, *, cut_every: int) -> None:
+        self._target, self._chance, self._cut_every = port, chance, cut_every
+        self.n_connections = 0
+
+    async def __aenter__(self) -> RoughRelay:
+        self._server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
+        self.url = f"ws://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.n_connections += 1
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        ways = [self._copy(reader, there_writer), self._copy(there_reader, writer)]
+        await asyncio.gather(*ways, return_exceptions=True)
+        for each in (writer, there_writer):
+            each.transport.abort()
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        left = self._chance.randint(1, 2 * self._cut_every)
+        while left > 0 and (data := await reader.read(self._chance.randint(1, 4000))):
+            await asyncio.sleep(self._chance.random() * 0.004)
+            writer.write(data[:left])
+            left -= len(data)
+            await writer.drain()
+        writer.transport.abort()
+
+
+@pytest.mark.parametrize("seed", range(3))
+@in_loop
+async def test_rough_network(seed: int) -> None:
+    """Late, in pieces and cut again and again, inside of frames and of handshakes: the same transcript."""
+    async with serving(FakeBatcher(tick_s=0.001)) as server:
+        chance = random.Random(seed)
+        async with RoughRelay(server.port, chance, cut_every=60_000) as relay:
+            client = StreamingClient(relay.url, first_delay_s=0.005)
+            while True:
+                try:
+                    await client.__aenter__()
+                    break
+                except Exception:  # the first connection may be cut as well, and is not repeated by itself
+                    client = StreamingClient(relay.url, first_delay_s=0.005)
+            reading = asyncio.create_task(rest(client))
+            await speak(client, seconds=10)
+            await client.finish()
+            events, error = await reading
+            await client.__aexit__(None, None, None)
+        assert error is None and texts(events) == expected_texts(10)
+        assert relay.n_connections > 2
+
+
+IN_NAMESPACE = ["unshare", "--map-root-user", "--net", "sh", "-c"]
+NETWORKS = {
+    "netem": "tc qdisc add dev lo root netem delay 15ms 5ms loss 3% reorder 25% duplicate 1%",
+    "loss": "iptables -A INPUT -p tcp -m statistic --mode random --probability 0.03 -j DROP",
+}
+TALK = Path(__file__).with_name("talk.py")
+
+
+def in_network(setup: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a conversation in a network of its own, or skip where the machine does not let us make one."""
+    if sys.platform != "linux" or not shutil.which("unshare"):
+        pytest.skip("needs Linux with unshare")
+    probe = subprocess.run(
+        [*IN_NAMESPACE, f"ip link set lo up && {setup}"], capture_output=True, text=True, timeout=30
+    )
+    if probe.returncode:
+        pytest.skip(f"this machine cannot make such a network: {probe.stderr.strip()[:200]}")
+    command = f'ip link set lo up && {setup} && exec "$0" "$@"'
+    return subprocess.run(
+        [*IN_NAMESPACE, command, sys.executable, "-m", "tests.faults.talk", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_lossy_network(network: str) -> None:
+    """Packets lost, delayed, doubled and out of order in a network namespace: late, and every word there."""
+    result = in_network(NETWORKS[network], "lossy")
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_network_that_goes_away() -> None:
+    """No packet passes for a while, not even the end of the connection: cut on both sides, then resumed."""
+    result = in_network("iptables -L -n > /dev/null", "gone")
+    assert result.returncode == 0, result.stderr[-2000:]
