@@ -32,6 +32,8 @@ from asr.stream import NO_SAMPLES, Stream, Then
 from service.intake import Intake, Samples, open_intake
 from service.stream_settings import AudioFormat, Failed, Finished, Flushed, Output, Progress, StreamSettings
 
+_MAX_PENDING = 10 * SAMPLE_RATE  # samples of one stream; far more than a step takes
+
 Deliver = Callable[[Sequence[Output]], None]
 
 _log = logging.getLogger(__name__)
@@ -140,8 +142,8 @@ class _Work:
         return len(self.pending) / SAMPLE_RATE
 
     def pull(self) -> None:
-        """Take what the intake has decoded."""
-        if self.error is not None:
+        """Take what the intake has decoded, unless there is plenty already."""
+        if self.error is not None or len(self.pending) >= _MAX_PENDING:
             return
         try:
             samples = self.intake.pull()
