@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
+import os
+import queue
+import time
+from contextlib import suppress
 from datetime import datetime, timezone
+from logging.handlers import QueueHandler, QueueListener
 from typing import Any
 
 LOG_FORMATS = ("text", "json")
+_STDERR = 2
+_MAX_BACKLOG = 10_000  # records that wait to be written; beyond it they are dropped
+_LAST_LINES_S, _POLL_S = 2.0, 0.01
 _FIELDS = ("session", "key", "cause", "audio_s")  # what a record's ``extra`` may hold
 
 
@@ -33,17 +42,74 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
+class _StandardError(logging.Handler):
+    """Writes to the descriptor itself: a write that never returns holds no lock that the end needs."""
+
+    def createLock(self) -> None:  # noqa: N802 - logging's name
+        """Have none; only one thread writes."""
+        self.lock = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record.
+
+        Args:
+            record: Any.
+        """
+        data = f"{self.format(record)}\n".encode(errors="replace")
+        with suppress(OSError):  # nobody is left to be told
+            while data:
+                data = data[os.write(_STDERR, data) :]
+
+
+class _Backlog(QueueHandler):
+    """Hands records to a thread that writes them: a pipe that nobody reads must not stop the event loop."""
+
+    def __init__(self, handler: logging.Handler) -> None:
+        """Begin to write with a handler."""
+        self._records: queue.Queue[logging.LogRecord] = queue.Queue(_MAX_BACKLOG)
+        super().__init__(self._records)
+        self._writer = QueueListener(self._records, handler)
+        self._writer.start()
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        """Leave the record as it is; the writing thread formats it.
+
+        Args:
+            record: Of arguments that do not change.
+        """
+        return record
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Keep the record, unless too many wait already.
+
+        Args:
+            record: Prepared.
+        """
+        with suppress(queue.Full):
+            self._records.put_nowait(record)
+
+    def drain(self) -> None:
+        """Give the writer a moment for what is left."""
+        give_up_at = time.monotonic() + _LAST_LINES_S
+        while not self._records.empty() and time.monotonic() < give_up_at:
+            time.sleep(_POLL_S)
+
+
 def configure_logs(log_format: str) -> None:
     """Log to standard error.
 
     Args:
         log_format: One of :data:`LOG_FORMATS`.
     """
-    handler = logging.StreamHandler()
+    if logging.getLogger().hasHandlers():  # whoever embeds the server logs in their own way
+        return
+    handler = _StandardError()
     handler.setFormatter(
         JsonFormatter()
         if log_format == "json"
         else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     )
-    logging.basicConfig(handlers=[handler], level=logging.INFO)
+    backlog = _Backlog(handler)
+    atexit.register(backlog.drain)
+    logging.basicConfig(handlers=[backlog], level=logging.INFO)
     logging.getLogger("websockets").setLevel(logging.WARNING)
