@@ -7,10 +7,11 @@ import json
 import logging
 import os
 import queue
+import threading
 import time
 from contextlib import suppress
 from datetime import datetime, timezone
-from logging.handlers import QueueHandler, QueueListener
+from logging.handlers import QueueHandler
 from typing import Any
 
 LOG_FORMATS = ("text", "json")
@@ -42,37 +43,26 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-class _StandardError(logging.Handler):
-    """Writes to the descriptor itself: a write that never returns holds no lock that the end needs."""
+class Backlog(QueueHandler):
+    """Lets a thread write records: a pipe that nobody reads must not stop the event loop.
 
-    def createLock(self) -> None:  # noqa: N802 - logging's name
-        """Have none; only one thread writes."""
-        self.lock = None
+    The thread writes to the descriptor itself, so that a write that never returns holds no lock which the
+    end of the process needs.
+    """
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write a record.
+    def __init__(self, formatter: logging.Formatter) -> None:
+        """Begin to write.
 
         Args:
-            record: Any.
+            formatter: Of the lines.
         """
-        data = f"{self.format(record)}\n".encode(errors="replace")
-        with suppress(OSError):  # nobody is left to be told
-            while data:
-                data = data[os.write(_STDERR, data) :]
-
-
-class _Backlog(QueueHandler):
-    """Hands records to a thread that writes them: a pipe that nobody reads must not stop the event loop."""
-
-    def __init__(self, handler: logging.Handler) -> None:
-        """Begin to write with a handler."""
         self._records: queue.Queue[logging.LogRecord] = queue.Queue(_MAX_BACKLOG)
         super().__init__(self._records)
-        self._writer = QueueListener(self._records, handler)
-        self._writer.start()
+        self._lines = formatter
+        threading.Thread(target=self._write, name="log", daemon=True).start()
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """Leave the record as it is; the writing thread formats it.
+        """Leave the record as it is; the thread formats it.
 
         Args:
             record: Of arguments that do not change.
@@ -89,10 +79,19 @@ class _Backlog(QueueHandler):
             self._records.put_nowait(record)
 
     def drain(self) -> None:
-        """Give the writer a moment for what is left."""
+        """Give the thread a moment for what is left."""
         give_up_at = time.monotonic() + _LAST_LINES_S
-        while not self._records.empty() and time.monotonic() < give_up_at:
+        while self._records.unfinished_tasks and time.monotonic() < give_up_at:
             time.sleep(_POLL_S)
+
+    def _write(self) -> None:
+        while True:
+            record = self._records.get()
+            with suppress(Exception):  # a line that cannot be written has nobody to be told to
+                data = f"{self._lines.format(record)}\n".encode(errors="replace")
+                while data:
+                    data = data[os.write(_STDERR, data) :]
+            self._records.task_done()
 
 
 def configure_logs(log_format: str) -> None:
@@ -103,13 +102,8 @@ def configure_logs(log_format: str) -> None:
     """
     if logging.getLogger().hasHandlers():  # whoever embeds the server logs in their own way
         return
-    handler = _StandardError()
-    handler.setFormatter(
-        JsonFormatter()
-        if log_format == "json"
-        else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-    )
-    backlog = _Backlog(handler)
+    lines = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    backlog = Backlog(JsonFormatter() if log_format == "json" else lines)
     atexit.register(backlog.drain)
     logging.basicConfig(handlers=[backlog], level=logging.INFO)
     logging.getLogger("websockets").setLevel(logging.WARNING)
