@@ -96,7 +96,8 @@ class Speaker:
         """
         token = self._resume.get("resume_token")
         query = f"?resume_token={token}" if token else ""
-        async with connect(self._url + query, compression=None) as websocket:
+        # The server reads no faster than it recognises, and pings wait behind audio.
+        async with connect(self._url + query, compression=None, ping_interval=None) as websocket:
             await websocket.send(json.dumps({"type": "start", "interim": False} | self._resume))
             ready = json.loads(await websocket.recv())
             self._resume = {

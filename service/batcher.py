@@ -33,6 +33,8 @@ from service.admission import Tick
 from service.intake import Intake, Samples, open_intake
 from service.stream_settings import AudioFormat, Failed, Finished, Flushed, Output, Progress, StreamSettings
 
+_MAX_PENDING = 10 * SAMPLE_RATE  # samples of one stream; far more than a step takes
+
 Deliver = Callable[[Sequence[Output]], None]
 
 _log = logging.getLogger(__name__)
@@ -141,8 +143,8 @@ class _Work:
         return len(self.pending) / SAMPLE_RATE
 
     def pull(self) -> None:
-        """Take what the intake has decoded."""
-        if self.error is not None:
+        """Take what the intake has decoded, unless there is plenty already."""
+        if self.error is not None or len(self.pending) >= _MAX_PENDING:
             return
         try:
             samples = self.intake.pull()

@@ -26,6 +26,8 @@ _PROBE_BYTES = 4096
 _PROBE_OPTIONS = {"probesize": str(_PROBE_BYTES), "analyzeduration": "1"}
 _MAGIC = {b"OggS": "ogg", b"\x1a\x45\xdf\xa3": "matroska", b"RIFF": "wav", b"fLaC": "flac", b"ID3": "mp3"}
 _MAGIC_BYTES = 4
+# Decoded and not pulled. A megabyte of FLAC may hold days of silence, which would not fit into memory.
+_MAX_DECODED = 30 * SAMPLE_RATE
 
 
 class CompressedIntake:
@@ -44,6 +46,7 @@ class CompressedIntake:
         self._blocks: deque[Samples] = deque()
         self.n_pushed = self.n_taken = 0
         self._n_decoded = self._n_pulled = 0  # samples
+        self._has_room = threading.Condition()
         self._error: AudioError | None = None
         self._is_done = False
         self._thread = threading.Thread(target=self._decode, name=f"decode-{encoding}", daemon=True)
@@ -74,6 +77,8 @@ class CompressedIntake:
     def close(self) -> None:
         """Let the thread come to its end."""
         self._pipe.close()
+        with self._has_room:
+            self._has_room.notify()
 
     def pull(self) -> Samples:
         """Take what has been decoded.
@@ -87,7 +92,9 @@ class CompressedIntake:
         self.n_taken = n_settled
         if blocks:
             samples = np.concatenate(blocks)
-            self._n_pulled += len(samples)
+            with self._has_room:
+                self._n_pulled += len(samples)
+                self._has_room.notify()
             return samples
         if self._error is not None:
             raise self._error
@@ -149,6 +156,10 @@ class CompressedIntake:
             self._n_decoded += len(samples)
             self._blocks.append(samples)
         self._on_samples()
+        with self._has_room:
+            self._has_room.wait_for(
+                lambda: self._pipe.is_closed or self._n_decoded - self._n_pulled < _MAX_DECODED
+            )
 
 
 def demuxer_of(magic: bytes) -> str | None:

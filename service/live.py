@@ -20,6 +20,7 @@ from service.word_latency import WordLatency
 
 # Messages and flushes that may wait before the server stops reading from the client that causes them.
 MAX_WAITING = 200
+_FINISH_S = 60.0  # to recognise what is queued once a session has lasted too long
 _LOW = 0.5  # reading goes on below this part of a mark
 
 _log = logging.getLogger(__name__)
@@ -277,7 +278,12 @@ class LiveSession:
 
     def _expire_session(self) -> None:
         limit = self._limits.session_s
-        self.expire("session_limit", f"a session lasts {limit:g} s at most; start a new one")
+        message = f"a session lasts {limit:g} s at most; start a new one"
+        self.expire("session_limit", message)
+        if self.session.state is not State.ENDED:
+            # Compressed audio may hold days of silence, which would still have to be recognised.
+            timer = _loop().call_later(_FINISH_S, self.fail, "session_limit", message)
+            self._cleanup.callback(timer.cancel)
 
     def _settle(self) -> None:
         """Note what has changed; once the session has ended, give back what it holds."""

@@ -13,10 +13,10 @@ ROOT = Path(__file__).parents[1]
 
 
 @asynccontextmanager
-async def process(*arguments: str, port: int = 0) -> AsyncIterator[tuple[Process, str]]:
+async def process(*arguments: str, port: int = 0, stderr: int = PIPE) -> AsyncIterator[tuple[Process, str]]:
     """``foresound serve`` with the fake model, and the address that it prints."""
     command = [sys.executable, "-m", "tests.fake_batcher", "serve", "--port", str(port), *arguments]
-    running = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=PIPE, stderr=PIPE)
+    running = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=PIPE, stderr=stderr)
     assert running.stdout
     try:
         yield running, (await running.stdout.readline()).decode().removeprefix("listening on ").strip()

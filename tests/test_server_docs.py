@@ -16,6 +16,7 @@ import pytest
 from asr.events import Final, Partial, SpeechEnded, SpeechStarted, Word
 from service.codes import CLOSE_CODES, FATAL_ERRORS, RECOVERABLE_ERRORS
 from service.config import Limits
+from service.connection import MAX_FRAGMENTS
 from service.live import MAX_WAITING
 from service.messages import Ack, Done, Error, Message, Pong, Problem, Ready, Start
 from service.outbox import N_KEPT, Outgoing
@@ -125,6 +126,8 @@ def test_limits_are_those_of_the_code() -> None:
     ]
     assert [default for _, default, _ in rows[2:]] == [
         f"{limits.max_streams}",
+        *["any number" for limit in (limits.key_streams, limits.key_starts) if limit is None],
+        f"{MAX_FRAGMENTS}",
         f"{limits.message_bytes >> 20} MiB",
         f"{limits.queue_s:g} s",
         f"{MAX_WAITING}",

@@ -139,6 +139,28 @@ async def test_many_clients_outlive_a_drain() -> None:
         assert await server.wait() == 0
 
 
+@pytest.mark.parametrize("log_format", ["text", "json"])
+@in_loop
+async def test_log_that_nobody_reads(log_format: str) -> None:
+    """The pipe of the log is full: sessions go on, and the server still ends with 0."""
+    fcntl = pytest.importorskip("fcntl")
+    reading, writing = os.pipe()
+    if hasattr(fcntl, "F_SETPIPE_SZ"):
+        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    try:
+        async with process("--log-format", log_format, stderr=writing) as (server, url):
+            for _ in range(60):  # about 200 bytes each
+                async with connected(Address(url)) as client:  # type: ignore[arg-type]
+                    await client.start()
+                    await client.send("stop")
+                    await client.rest()
+            server.terminate()
+            assert await server.wait() == 0
+    finally:
+        os.close(writing)
+        os.close(reading)
+
+
 class RoughRelay:
     """Passes bytes on late, in pieces of any size, and cuts connections: a bad network on any machine."""
 
