@@ -17,6 +17,7 @@ from torch import Tensor
 from whisper.model import TextDecoder
 
 from asr.attention import attend, attention_weights
+from asr.blocks import CrossBlock, Function, decoder_blocks
 
 FEW_ROWS = 8  # positions up to which the vocabulary is multiplied by columns
 
@@ -86,14 +87,26 @@ class DecoderResult:
 class Decoder:
     """Stateless functions over the weights of a Whisper text decoder."""
 
-    def __init__(self, weights: TextDecoder, alignment_heads: Tensor) -> None:
+    def __init__(
+        self,
+        weights: TextDecoder,
+        alignment_heads: Tensor,
+        *,
+        blocks: Sequence[CrossBlock] | None = None,
+        vocabulary: Function | None = None,
+    ) -> None:
         """Wrap a decoder.
 
         Args:
             weights: Whisper's decoder module; not modified.
             alignment_heads: Dense or sparse boolean ``[L, H]``, True where a head follows the audio.
+            blocks: Its blocks in another format; None is the modules themselves.
+            vocabulary: Multiplies ``[..., D]`` by the token embeddings, ``[..., V]``, where these are in
+                another format too.
         """
         self.weights = weights
+        self._blocks = decoder_blocks(weights) if blocks is None else list(blocks)
+        self._vocabulary = vocabulary or self._multiply_vocabulary
         heads = alignment_heads.to_dense() if alignment_heads.is_sparse else alignment_heads
         self._heads = [layer.nonzero().flatten().tolist() for layer in heads.cpu()]
         self.n_head: int = weights.blocks[0].attn.n_head
@@ -233,6 +246,9 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Project hidden states ``[..., D]`` to float32 logits ``[..., V]``."""
+        return self._vocabulary(hidden)
+
+    def _multiply_vocabulary(self, hidden: Tensor) -> Tensor:
         table = self.weights.token_embedding.weight.to(hidden.dtype)
         rows = hidden.flatten(end_dim=-2)
         if not 0 < len(rows) <= FEW_ROWS:
@@ -259,12 +275,9 @@ class Decoder:
         Returns:
             ``[..., D]`` after the last layer norm.
         """
-        for layer, block in enumerate(self.weights.blocks):
-            y = block.attn_ln(x)
-            mixed = mix(layer, block.attn.query(y), block.attn.key(y), block.attn.value(y))
-            x = x + block.attn.out(mixed)
-            seen = look(layer, block.cross_attn.query(block.cross_attn_ln(x)))
-            x = x + block.cross_attn.out(seen)
+        for layer, block in enumerate(self._blocks):
+            x = x + block.out(mix(layer, *block.qkv(block.attn_ln(x))))
+            x = x + block.cross_out(look(layer, block.cross_query(block.cross_ln(x))))
             x = x + block.mlp(block.mlp_ln(x))
         return self.weights.ln(x)
 

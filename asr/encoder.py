@@ -18,6 +18,7 @@ from torch import Tensor
 from whisper.model import AudioEncoder
 
 from asr.attention import attend
+from asr.blocks import Block, encoder_blocks
 from asr.errors import OptionError
 
 FRAME_MS = 20
@@ -129,9 +130,15 @@ class CausalEncoder:
     block_size = MEL_PER_FRAME
     latency = MEL_LOOKAHEAD
 
-    def __init__(self, weights: AudioEncoder) -> None:
-        """Wrap an encoder, with or without LoRA layers in it; ``weights`` is not modified."""
+    def __init__(self, weights: AudioEncoder, blocks: Sequence[Block] | None = None) -> None:
+        """Wrap an encoder.
+
+        Args:
+            weights: Whisper's encoder, with or without LoRA layers in it; not modified.
+            blocks: Its blocks in another format; None is the modules themselves.
+        """
         self.weights = weights
+        self._blocks = encoder_blocks(weights) if blocks is None else list(blocks)
         self.n_head: int = weights.blocks[0].attn.n_head
         self.n_ctx, self.width = weights.positional_embedding.shape
 
@@ -197,10 +204,8 @@ class CausalEncoder:
 
     def _transform(self, x: Tensor, mix: Callable[[int, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         """The transformer blocks; ``mix`` attends with a layer's queries, keys and values."""
-        for layer, block in enumerate(self.weights.blocks):
-            y = block.attn_ln(x)
-            mixed = mix(layer, block.attn.query(y), block.attn.key(y), block.attn.value(y))
-            x = x + block.attn.out(mixed)
+        for layer, block in enumerate(self._blocks):
+            x = x + block.out(mix(layer, *block.qkv(block.attn_ln(x))))
             x = x + block.mlp(block.mlp_ln(x))
         return self.weights.ln_post(x)
 

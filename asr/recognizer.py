@@ -19,7 +19,7 @@ import torch
 from whisper.model import Whisper
 from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
 
-from asr import offline
+from asr import int8, offline
 from asr.adapters import merge_adapter, shipped_adapter
 from asr.batch import Step, advance, step_batch
 from asr.biasing import DEFAULT_STRENGTH, Strength, check_hotwords
@@ -39,6 +39,7 @@ from asr.slots import Slot, SlotPool
 from asr.stream import Outcome, Stream
 from asr.transducer_reader import EmissionTiming
 from asr.vad import SileroVad
+from asr.weight_format import choose_format
 
 DECODERS = ("whisper", "transducer")
 MAX_BEAM_SIZE = 16
@@ -52,6 +53,7 @@ class Recognizer:
         name: Of the base weights.
         base_model: The original Whisper, for the second pass and offline transcription.
         streaming_model: The same with a causal adapter merged in.
+        weights: Format in which streams are computed, ``int8`` or ``fp32``.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Recognizer:
         initial: int = 1,
         left_context_s: float = 10.0,
         head: tuple[TransducerHead, HeadCard] | None = None,
+        weights: str = "fp32",
     ) -> None:
         """Use models as they are; :meth:`load` is the usual way.
 
@@ -73,8 +76,13 @@ class Recognizer:
             initial: Extra chunks in a window's first chunk, as the adapter was trained.
             left_context_s: Seconds of visible past that streams use unless told otherwise.
             head: The transducer's, trained on ``streaming_model``; without one there is no transducer.
+            weights: Format in which ``streaming_model`` is computed, as in :meth:`load`.
+
+        Raises:
+            OptionError: The format is unknown or not for this processor.
         """
         self.name = name
+        self.weights = choose_format(weights, device=streaming_model.device)
         self.base_model = base_model
         self.streaming_model = streaming_model
         self._initial = initial
@@ -82,8 +90,7 @@ class Recognizer:
         self._head_card = head[1] if head else None
         self._engine = Engine(
             base_model,
-            CausalEncoder(streaming_model.encoder),
-            Decoder(streaming_model.decoder, streaming_model.alignment_heads),
+            *_streaming_parts(streaming_model, self.weights),
             LogMel(streaming_model.dims.n_mels, device=streaming_model.device),
             SileroVad(),
             head[0].to(streaming_model.device) if head else None,
@@ -96,6 +103,7 @@ class Recognizer:
         *,
         adapter: str | Path | None = "auto",
         head: str | Path | None = "auto",
+        weights: str = "auto",
         device: str = "cpu",
     ) -> Recognizer:
         """Load weights, adapter and transducer head.
@@ -106,12 +114,16 @@ class Recognizer:
                 adapter, with which streaming works badly; else an adapter's folder.
             head: ``"auto"`` is the one that ships with the shipped adapter, if both do and are used; None or
                 ``"none"`` is no head, without which there is no transducer; else a head's folder.
+            weights: ``"int8"`` computes what streams with 8-bit weights, for processors that multiply bytes
+                exactly; ``"fp32"`` does not; ``"auto"`` takes int8 where it can. Offline transcription and
+                second passes are fp32 always.
             device: A torch device.
 
         Returns:
             The recogniser.
 
         Raises:
+            OptionError: ``weights`` is unknown or not for this processor.
             CheckpointError: The weights cannot be read.
             AdapterError: The adapter or the head cannot be read or fits other weights.
         """
@@ -123,7 +135,9 @@ class Recognizer:
             hashes = {"weights_hash": checkpoint.weights_hash, "adapter_hash": adapter_hash(folder)}
             loaded_head = load_head(head_folder, **hashes)
         if folder is None:
-            return cls(checkpoint.model, checkpoint.model, name=checkpoint.name, head=loaded_head)
+            return cls(
+                checkpoint.model, checkpoint.model, name=checkpoint.name, head=loaded_head, weights=weights
+            )
         merged, card = merge_adapter(checkpoint.model, folder, weights_hash=checkpoint.weights_hash)
         return cls(
             checkpoint.model,
@@ -132,6 +146,7 @@ class Recognizer:
             initial=card.initial_chunks,
             left_context_s=card.left_context_s,
             head=loaded_head,
+            weights=weights,
         )
 
     @property
@@ -277,6 +292,21 @@ class Recognizer:
                 f"language must be one of {', '.join(self.languages)} for {self.name}, not {language!r}"
             )
         return code
+
+
+def _streaming_parts(model: Whisper, weights: str) -> tuple[CausalEncoder, Decoder]:
+    """What streams run, with the model's modules or with copies in 8 bits."""
+    if weights == "fp32":
+        return CausalEncoder(model.encoder), Decoder(model.decoder, model.alignment_heads)
+    return (
+        CausalEncoder(model.encoder, int8.encoder_blocks(model.encoder)),
+        Decoder(
+            model.decoder,
+            model.alignment_heads,
+            blocks=int8.decoder_blocks(model.decoder),
+            vocabulary=int8.Int8Linear(model.decoder.token_embedding.weight),
+        ),
+    )
 
 
 def _check_range(name: str, value: int, *, low: int, high: int) -> None:

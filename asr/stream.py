@@ -26,6 +26,7 @@ from asr.second_pass import PendingFinal
 from asr.segment import Segment
 from asr.slots import Slot
 from asr.transducer_listener import open_listener
+from asr.vad import VadResult
 from asr.waits import Waits
 from asr.window import Window
 from asr.words import token_start
@@ -251,7 +252,18 @@ class Stream:
         self._listener.hear(signal)
         if self._options.second_pass or self._must_detect:
             self._audio.append(samples)
-        for change in self._speech.hear(signal):
+        job = self._speech.hear(signal)
+        if job is not None:
+            result = yield job
+            assert isinstance(result, VadResult), "the answer to a detector's job is its result"
+            yield from self._follow(result, events)
+        self._clock = self._n_heard
+        begun = self._segment.begun
+        self._audio.forget((self._n_heard - SAMPLE_RATE if begun is None else begun) - HEARD_MARGIN)
+
+    def _follow(self, result: VadResult, events: list[Outcome]) -> Task[None]:
+        """Notice where speech starts and ends."""
+        for change in self._speech.judge(result):
             self._clock = change.noticed
             if change.is_start:
                 events.append(SpeechStarted(min(change.time, self._n_fed)))
@@ -262,9 +274,6 @@ class Stream:
                 events.append(SpeechEnded(min(change.time, self._n_fed)))
                 self._ended_at = change.time
                 yield from self._close_if_heard(events)
-        self._clock = self._n_heard
-        begun = self._segment.begun
-        self._audio.forget((self._n_heard - SAMPLE_RATE if begun is None else begun) - HEARD_MARGIN)
 
     def _take(self, events: list[Outcome]) -> Task[None]:
         """Look at a new chunk: decode if there may be news, and end the segment where it is due."""
