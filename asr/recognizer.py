@@ -295,16 +295,19 @@ class Recognizer:
 
 
 def _streaming_parts(model: Whisper, weights: str) -> tuple[CausalEncoder, Decoder]:
-    """What streams run, with the model's modules or with copies in 8 bits."""
+    """What streams run: the model's modules, or copies in 8 bits with caches in 16."""
     if weights == "fp32":
         return CausalEncoder(model.encoder), Decoder(model.decoder, model.alignment_heads)
     return (
-        CausalEncoder(model.encoder, int8.encoder_blocks(model.encoder)),
+        CausalEncoder(
+            model.encoder, blocks=int8.encoder_blocks(model.encoder), cache_dtype=torch.bfloat16
+        ),
         Decoder(
             model.decoder,
             model.alignment_heads,
             blocks=int8.decoder_blocks(model.decoder),
             vocabulary=int8.Int8Linear(model.decoder.token_embedding.weight),
+            cache_dtype=torch.bfloat16,
         ),
     )
 
