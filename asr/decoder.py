@@ -20,7 +20,7 @@ from asr.attention import attend, attention_weights
 from asr.blocks import CrossBlock, Function, decoder_blocks
 
 FEW_ROWS = 8  # positions up to which the vocabulary is multiplied by columns
-TEXT_STEP = 64  # tokens by which a text cache grows
+TEXT_STEP = 32  # tokens by which a text cache grows
 
 
 @dataclass

@@ -26,7 +26,6 @@ from asr.waits import Waits
 from asr.window import Window
 from asr.words import Token, Vocabulary, align_tokens, token_start
 
-LAST_POSITION_SHARE = 28 / 30  # of the encoder's positions; then the window restarts
 LONG_WINDOW = 15 * SAMPLE_RATE  # a window longer than this restarts in the next pause
 KEPT_MARGIN = SAMPLE_RATE // 10  # a word that starts this little before an anchor is still heard
 OLDEST_DRAFT = 4 * SAMPLE_RATE  # age of open words that a restarted window surely hears again
@@ -97,8 +96,7 @@ class Listener:
     @property
     def is_full(self) -> bool:
         """Whether the window has no room for the next chunk or its text."""
-        last = int(self.window.n_ctx * LAST_POSITION_SHARE)
-        return self.window.position + self.window.n_next > last or self._search.is_full
+        return self.window.is_full or self._search.is_full
 
     @property
     def is_long(self) -> bool:

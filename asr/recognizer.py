@@ -44,6 +44,7 @@ from asr.weight_format import choose_format
 DECODERS = ("whisper", "transducer")
 MAX_BEAM_SIZE = 16
 MAX_OPEN_TOKENS = 16
+LEFT_CONTEXT_S = 5.0  # heard as well as 10 s (docs/performance.md), at half the attention and memory
 
 
 class Recognizer:
@@ -63,7 +64,7 @@ class Recognizer:
         *,
         name: str,
         initial: int = 1,
-        left_context_s: float = 10.0,
+        left_context_s: float = LEFT_CONTEXT_S,
         head: tuple[TransducerHead, HeadCard] | None = None,
         weights: str = "fp32",
     ) -> None:
@@ -144,7 +145,7 @@ class Recognizer:
             merged,
             name=checkpoint.name,
             initial=card.initial_chunks,
-            left_context_s=card.left_context_s,
+            left_context_s=min(card.left_context_s, LEFT_CONTEXT_S),
             head=loaded_head,
             weights=weights,
         )
@@ -196,7 +197,7 @@ class Recognizer:
             hotwords: Names and terms to expect, at most 100 of 1 to 100 characters.
             hotword_strength: How much they are preferred.
             second_pass: Replace each finished segment's text by the original Whisper's.
-            left_context_s: Seconds of visible past; None is what the adapter was trained with.
+            left_context_s: Seconds of visible past; None is 5, or what the adapter was trained with if less.
             silence_ms: Silence after speech that ends a segment, at least 100.
             max_segment_s: Longest segment, 5 to 30 s.
             slot: Preallocated state from :meth:`slots`, the stream's alone until given back; None allocates.

@@ -12,6 +12,7 @@ from asr.encoder import FRAME_MS, MAX_CHUNK_MS, CausalEncoder, EncoderState
 from asr.features import LogMel
 from asr.head import HeadState, TransducerHead
 
+LAST_POSITION_SHARE = 28 / 30  # of the encoder's positions; then the window restarts
 HISTORY_FRAMES = 1000  # mel frames that can be encoded again
 HISTORY_ROOM = HISTORY_FRAMES + 250  # more than these, so that moving them to the front is rare
 
@@ -67,7 +68,7 @@ def new_slot(
     device = encoder.weights.positional_embedding.device
     return Slot(
         encoder.init_state(ring_slots=left_context + MAX_CHUNK_MS // FRAME_MS),
-        decoder.new_frame_cache(max_frames=encoder.n_ctx),
+        decoder.new_frame_cache(max_frames=int(encoder.n_ctx * LAST_POSITION_SHARE)),
         decoder.new_self_cache(),
         torch.empty(1, log_mel.n_mels, HISTORY_ROOM, device=device),
         head.init_state() if head else None,

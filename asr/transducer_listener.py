@@ -18,7 +18,7 @@ from asr.encoder import MEL_PER_FRAME
 from asr.engine import Engine, Text
 from asr.events import SAMPLE_RATE
 from asr.features import LogMel
-from asr.listener import LAST_POSITION_SHARE, LONG_WINDOW, Listener, StreamOptions
+from asr.listener import LONG_WINDOW, Listener, StreamOptions
 from asr.slots import Slot
 from asr.transducer_reader import Reading, ReadJob, Then, TransducerReader
 from asr.waits import Waits
@@ -78,8 +78,7 @@ class TransducerListener:
     @property
     def is_full(self) -> bool:
         """Whether the window has no room for the next chunk."""
-        last = int(self.window.n_ctx * LAST_POSITION_SHARE)
-        return self.window.position + self.window.n_next > last
+        return self.window.is_full
 
     @property
     def is_long(self) -> bool:

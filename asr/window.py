@@ -100,9 +100,9 @@ class Window:
         self.restart(0, n_frames=chunking.first_size)
 
     @property
-    def n_ctx(self) -> int:
-        """Positions that a window has."""
-        return self.cross.frames.shape[1]
+    def is_full(self) -> bool:
+        """Whether the next step would go beyond the positions that a window uses."""
+        return self.position + self.n_next > self.cross.frames.shape[1]
 
     @property
     def origin(self) -> int:

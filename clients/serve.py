@@ -72,6 +72,7 @@ def serve(args: argparse.Namespace) -> int:
         model=args.model,
         adapter=args.adapter,
         head=args.head,
+        weights=args.weights,
         device=args.device,
         threads=args.threads,
     )
