@@ -178,6 +178,7 @@ class Recognizer:
         left_context_s: float | None = None,
         silence_ms: int = 800,
         max_segment_s: float = 30.0,
+        adaptive: bool = True,
         slot: Slot | None = None,
     ) -> Stream:
         """Open a stream.
@@ -200,6 +201,7 @@ class Recognizer:
             left_context_s: Seconds of visible past; None is 5, or what the adapter was trained with if less.
             silence_ms: Silence after speech that ends a segment, at least 100.
             max_segment_s: Longest segment, 5 to 30 s.
+            adaptive: Encode and decode nothing where silence needs nothing; for Whisper's decoder.
             slot: Preallocated state from :meth:`slots`, the stream's alone until given back; None allocates.
 
         Returns:
@@ -224,6 +226,7 @@ class Recognizer:
             strength=hotword_strength,
             second_pass=second_pass,
             rules=EndpointRules(silence_ms, max_segment_s),
+            adaptive=adaptive,
             transducer=self._transducer(decoder, latency),
         )
         with torch.inference_mode():

@@ -33,6 +33,7 @@ from asr.words import token_start
 
 SETTLE = SAMPLE_RATE  # the text may still change this long after the last speech
 HEARD_MARGIN = SAMPLE_RATE // 5  # audio around speech that a segment's last decoding must have heard
+REST = SAMPLE_RATE  # silence after which nothing is encoded until somebody speaks
 STALL = 2 * SAMPLE_RATE  # so much speech without a word: the decoder has lost its place
 STALL_AT_END = SAMPLE_RATE  # the same before a segment ends
 DETECTION_SPEECH = 2 * SAMPLE_RATE  # heard before the language is detected
@@ -57,6 +58,7 @@ class Stream:
         self._n_heard = 0  # with the silence after the last sample
         self._clock = 0  # samples heard when what happens now could be known, whatever the blocks
         self._ended_at: int | None = None  # end of speech whose segment waits for the last words' chunk
+        self._is_unsettled = True  # the last reading changed the text
         self._in_pause = False  # the window may restart in the silence
         self._finished = False
         self._finals: list[Final] = []
@@ -186,7 +188,9 @@ class Stream:
                 yield from self._hear(samples, events)
             if self._n_heard < self._window.due:
                 return
-            if self._listener.is_full:
+            if self._is_resting:
+                self._listener.rest(self._speech.ended + WORD_MARGIN)
+            elif self._listener.is_full:
                 yield from self._restart_in_speech()
             elif self._in_pause and self._listener.is_long:
                 self._listener.restart_in_pause(self._speech.ended + WORD_MARGIN)
@@ -194,6 +198,13 @@ class Stream:
             if self._n_heard >= self._window.due:
                 yield from self._encode()
                 yield from self._take(events)
+
+    @property
+    def _is_resting(self) -> bool:
+        """Whether nobody speaks, nothing is open, and the silence is long enough that it needs no frames."""
+        is_open = self._segment.begun is not None or self._segment.tokens or self._ended_at is not None
+        may_rest = self._options.adaptive and self._listener.can_rest and not is_open
+        return may_rest and (self._speech.started is None or self._speech.silent_for(REST))
 
     def _encode(self) -> Task[None]:
         frames = yield self._window.next_job()
@@ -203,6 +214,8 @@ class Stream:
     def _finish(self, events: list[Outcome]) -> Task[None]:
         self._finished = True
         while self._window.end < self._n_fed + self._listener.end_silence:
+            if self._is_resting and self._n_heard >= self._n_fed:
+                break
             self._pending = np.zeros(self._window.due - self._n_heard, np.float32)
             yield from self._hear_pending(events)
         yield from self._decode_undetected(events)
@@ -280,7 +293,7 @@ class Stream:
         begun = self._segment.begun
         if begun is None:
             yield from self._listener.skip()
-        elif self._listener.decoded < self._speech.ended + SETTLE:
+        elif self._may_hear_news:
             if self._must_detect and self._window.end >= begun + DETECTION_SPEECH:
                 self._detect_language()
             if not self._must_detect:
@@ -289,6 +302,15 @@ class Stream:
         yield from self._close_if_heard(events)
         yield from self._close_if_long(events)
 
+    @property
+    def _may_hear_news(self) -> bool:
+        """Whether the frames that are there may change the text: there is speech that was not read, or the last
+        reading changed something and the silence is young."""
+        decoded, ended = self._listener.decoded, self._speech.ended
+        if self._options.adaptive and not self._is_unsettled and decoded >= ended + HEARD_MARGIN:
+            return False
+        return decoded < ended + SETTLE
+
     def _detect_language(self) -> None:
         assert self._segment.begun is not None
         _, samples = self._audio.read(self._segment.begun - HEARD_MARGIN, self._n_heard)
@@ -296,7 +318,10 @@ class Stream:
         self._must_detect = False
 
     def _decode(self, events: list[Outcome]) -> Task[None]:
-        self._segment.tokens += yield from self._listener.decode(n_in_segment=len(self._segment.tokens))
+        before = [token.id for token in self._listener.draft]
+        tokens = yield from self._listener.decode(n_in_segment=len(self._segment.tokens))
+        self._segment.tokens += tokens
+        self._is_unsettled = [token.id for token in (*tokens, *self._listener.draft)] != before
         events += self._segment.show(self._listener.draft, self._listener.vocabulary, now=self._now)
 
     def _decode_undetected(self, events: list[Outcome]) -> Task[None]:

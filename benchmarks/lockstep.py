@@ -27,11 +27,13 @@ class Played:
         texts: Of the clips, in their order.
         audio_s: Seconds of audio in all of them.
         cpu_s: Processor time of all threads.
+        state_bytes: The largest state that a stream had at its end.
     """
 
     texts: list[str]
     audio_s: float
     cpu_s: float
+    state_bytes: int
 
     @property
     def cpu_per_s(self) -> float:
@@ -73,6 +75,7 @@ def play_together(
     waiting = deque(enumerate(clips))
     playing: list[_Playing] = []
     texts = [""] * len(clips)
+    state_bytes = 0
     started = time.process_time()
     while waiting or playing:
         while waiting and (slot := pool.take()) is not None:
@@ -89,7 +92,8 @@ def play_together(
                 raise outcome
         for each in [each for each in playing if each.n_fed == len(each.clip)]:
             texts[each.index] = each.stream.transcript.text
+            state_bytes = max(state_bytes, each.slot.n_bytes)
             playing.remove(each)
             pool.give_back(each.slot)
     cpu_s = time.process_time() - started
-    return Played(texts, sum(map(len, clips)) / SAMPLE_RATE, cpu_s)
+    return Played(texts, sum(map(len, clips)) / SAMPLE_RATE, cpu_s, state_bytes)
