@@ -234,9 +234,17 @@ class Recognizer:
                 slot = self._engine.new_slot(left_context=options.chunking.left_context)
             return Stream(self._engine, options, slot)
 
-    def slots(self, n_slots: int) -> SlotPool:
-        """Allocate the state of ``n_slots`` streams with the left context that streams use by default."""
-        left_context = round(self._left_context_s * 1000 / FRAME_MS)
+    def slots(self, n_slots: int, *, left_context_s: float | None = None) -> SlotPool:
+        """Allocate the state of streams.
+
+        Args:
+            n_slots: How many.
+            left_context_s: Seconds of visible past that they may use; None is what they use by default.
+
+        Returns:
+            The slots.
+        """
+        left_context = round((left_context_s or self._left_context_s) * 1000 / FRAME_MS)
         with torch.inference_mode():
             return SlotPool([self._engine.new_slot(left_context=left_context) for _ in range(n_slots)])
 

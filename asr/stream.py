@@ -33,7 +33,7 @@ from asr.words import token_start
 
 SETTLE = SAMPLE_RATE  # the text may still change this long after the last speech
 HEARD_MARGIN = SAMPLE_RATE // 5  # audio around speech that a segment's last decoding must have heard
-REST = SAMPLE_RATE  # silence after which nothing is encoded until somebody speaks
+REST = 2 * SAMPLE_RATE  # silence after which nothing is encoded until somebody speaks
 STALL = 2 * SAMPLE_RATE  # so much speech without a word: the decoder has lost its place
 STALL_AT_END = SAMPLE_RATE  # the same before a segment ends
 DETECTION_SPEECH = 2 * SAMPLE_RATE  # heard before the language is detected

@@ -71,7 +71,7 @@ def play_together(
         Exception: Whatever befell a stream.
     """
     chunk = SAMPLE_RATE * chunk_ms // 1000
-    pool = recognizer.slots(n_streams)
+    pool = recognizer.slots(n_streams, left_context_s=options.get("left_context_s"))
     waiting = deque(enumerate(clips))
     playing: list[_Playing] = []
     texts = [""] * len(clips)
