@@ -1,4 +1,4 @@
-"""What a Whisper block does to its input apart from attending: the parts that may be weights of another format.
+"""What a Whisper block does to its input apart from attending; the weights may be in any format.
 
 :class:`asr.encoder.CausalEncoder` and :class:`asr.decoder.Decoder` run any :class:`Block`; here they are
 Whisper's own modules, :mod:`asr.int8` makes them from packed 8-bit weights. Axis letters: D width.

@@ -2,8 +2,8 @@
 
 The weights are those of :class:`whisper.model.TextDecoder`; only the data flow is ours.
 :meth:`Decoder.forward` decodes whole sequences under masks (training), :meth:`Decoder.step` goes on with many
-streams at once, whose cross-attention needs no keys and values of frames. Axis letters: B batch or beams, U text tokens, N those of all streams of a step, T encoder
-frames, L layers, D width, H heads, V vocabulary.
+streams at once, whose cross-attention needs no keys and values of frames. Axis letters: B batch or beams, U
+text tokens, N those of all streams of a step, T encoder frames, L layers, D width, H heads, V vocabulary.
 """
 
 from __future__ import annotations

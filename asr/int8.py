@@ -12,7 +12,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from whisper.model import AudioEncoder, TextDecoder
+from whisper.model import AudioEncoder, MultiHeadAttention, TextDecoder
 
 from asr.blocks import Block, CrossBlock
 
@@ -41,7 +41,7 @@ class Int8Linear:
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply ``[..., I]`` float32; ``[..., O]`` float32."""
         largest = x.abs().amax(dim=-1, keepdim=True).clamp_min_(LEAST_ROW)
-        # Bytes are unsigned here: 128 stands for zero. The operator rounds, multiplies and scales back at once.
+        # The operator rounds, multiplies and scales back; its bytes are unsigned, so 128 stands for zero.
         y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
             x / largest, 1 / LEVELS, LEVELS + 1, self._packed
         )
@@ -50,11 +50,12 @@ class Int8Linear:
 
 def fuse(linears: Sequence[nn.Linear]) -> Int8Linear:
     """One product for several layers of the same input; the results lie side by side."""
-    biases = [
+    biases: list[Tensor] = [
         linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
         for linear in linears
     ]
-    return Int8Linear(torch.cat([linear.weight for linear in linears]), torch.cat(biases))
+    weights: list[Tensor] = [linear.weight for linear in linears]
+    return Int8Linear(torch.cat(weights), torch.cat(biases))
 
 
 def encoder_blocks(weights: AudioEncoder) -> list[Block]:
@@ -95,8 +96,8 @@ def is_exact() -> bool:
     return bool(torch.allclose(largest, torch.full_like(largest, 64.0), rtol=1e-5))
 
 
-def _qkv(attn: nn.Module) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
-    together = fuse([attn.query, attn.key, attn.value])
+def _qkv(attn: MultiHeadAttention) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
+    together = fuse([layer for layer in (attn.query, attn.key, attn.value) if isinstance(layer, nn.Linear)])
 
     def qkv(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value = together(y).chunk(3, dim=-1)
@@ -106,5 +107,9 @@ def _qkv(attn: nn.Module) -> Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]:
 
 
 def _mlp(mlp: nn.Sequential) -> Callable[[Tensor], Tensor]:
-    widen, narrow = fuse([mlp[0]]), fuse([mlp[2]])
+    first, last = mlp[0], mlp[2]
+    assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear), (
+        "Whisper's MLP is linear, GELU, linear"
+    )
+    widen, narrow = fuse([first]), fuse([last])
     return lambda y: narrow(F.gelu(widen(y)))

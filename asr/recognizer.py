@@ -311,9 +311,7 @@ def _streaming_parts(model: Whisper, weights: str) -> tuple[CausalEncoder, Decod
     if weights == "fp32":
         return CausalEncoder(model.encoder), Decoder(model.decoder, model.alignment_heads)
     return (
-        CausalEncoder(
-            model.encoder, blocks=int8.encoder_blocks(model.encoder), cache_dtype=torch.bfloat16
-        ),
+        CausalEncoder(model.encoder, blocks=int8.encoder_blocks(model.encoder), cache_dtype=torch.bfloat16),
         Decoder(
             model.decoder,
             model.alignment_heads,

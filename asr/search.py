@@ -133,7 +133,7 @@ class Search:
         """
         self._prefix = list(prefix)
         self._origin = origin
-        self._cache.truncate(0)
+        self._cache.reset()
         self.committed = list(committed)
         self.draft = ()
 

@@ -304,8 +304,7 @@ class Stream:
 
     @property
     def _may_hear_news(self) -> bool:
-        """Whether the frames that are there may change the text: there is speech that was not read, or the last
-        reading changed something and the silence is young."""
+        """Whether frames may change the text: of speech not read yet, or after a reading that changed it."""
         decoded, ended = self._listener.decoded, self._speech.ended
         if self._options.adaptive and not self._is_unsettled and decoded >= ended + HEARD_MARGIN:
             return False

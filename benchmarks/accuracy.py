@@ -1,8 +1,8 @@
 """Word error rate against word latency for every mode: chunk sizes, weights, beam, second pass, transducer.
 
-Every mode streams the same utterances, one at a time, as ``foresound evaluate`` does. Modes take turns on each
-utterance, so that their costs can be compared on a busy machine. The last line of the output is one JSON
-object; ``--plot`` draws the table.
+Every mode streams the same utterances, one at a time, as ``foresound evaluate`` does. Modes take turns on
+each utterance, so that their costs can be compared on a busy machine. The last line of the output is one
+JSON object; ``--plot`` draws the table.
 
 Run as ``python -m benchmarks.accuracy --manifest M.jsonl --plot accuracy.png``.
 """
@@ -86,9 +86,7 @@ def measure(
     results: list[list[EvaluatedUtterance]] = [[] for _ in modes]
     for utterance in tqdm(utterances, unit="utterance", file=sys.stderr):
         for mode, found in zip(modes, results, strict=True):
-            found.append(
-                evaluate_utterance(recognizers[mode.weights], utterance, settings=mode.settings)
-            )
+            found.append(evaluate_utterance(recognizers[mode.weights], utterance, settings=mode.settings))
     rows = []
     for mode, found in zip(modes, results, strict=True):
         numbers = summarize(found, chunk_ms=[mode.chunk_ms])
@@ -102,7 +100,9 @@ def measure(
 
 def format_rows(rows: Sequence[dict[str, Any]]) -> str:
     """The table."""
-    lines = ["mode                     chunk ms    WER %   word p50/p95 ms   commit p50/p95 ms   RTF to first row"]
+    lines = [
+        "mode                     chunk ms    WER %   word p50/p95 ms   commit p50/p95 ms   RTF to first row"
+    ]
     for row in rows:
         name = row["mode"] + (f" {row['latency']}" if row["latency"] else "")
         lines.append(
@@ -136,7 +136,9 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         points = [(r["latency_ms"]["p50"], 100 * r["wer"], r["chunk_ms"]) for r in mine]
         axes.plot(*zip(*((x, y) for x, y, _ in points), strict=True), "o-", label=name, color=colour)
         for x, y, chunk_ms in points:
-            axes.annotate(f"{chunk_ms}", (x, y), fontsize="x-small", textcoords="offset points", xytext=(4, 4))
+            axes.annotate(
+                f"{chunk_ms}", (x, y), fontsize="x-small", textcoords="offset points", xytext=(4, 4)
+            )
     axes.set(xlabel="word latency, median, ms", ylabel="word error rate, %")
     axes.grid(color="#e6eaed")
     axes.spines[["top", "right"]].set_visible(False)

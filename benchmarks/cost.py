@@ -1,8 +1,8 @@
 """What a second of speech costs, and how well it is heard, with and without each means of saving.
 
-Variants take turns in every round, so that what else the machine does falls on all of them; what counts are
-the ratios of processor time within a round. Clips are whole utterances, with pauses between them if wanted, as
-one side of a conversation has them. The last line of the output is one JSON object.
+Variants take turns in every round, so that what else the machine does falls on all of them; what counts
+are the ratios of processor time within a round. Clips are whole utterances, with pauses between them if
+wanted, as one side of a conversation has them. The last line of the output is one JSON object.
 
 Run as ``python -m benchmarks.cost --manifest M.jsonl --variants fp32,int8,int8+adaptive``.
 """
@@ -79,7 +79,9 @@ class Variant:
         return cls(name, weights, chunk_ms, options)
 
 
-def make_clips(manifest: Path, *, limit: int, set_name: str | None, pause_s: tuple[float, float]) -> list[Clip]:
+def make_clips(
+    manifest: Path, *, limit: int, set_name: str | None, pause_s: tuple[float, float]
+) -> list[Clip]:
     """Utterances, each followed by a pause, joined in pairs where there are pauses.
 
     Args:
@@ -188,7 +190,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Processor time and word error rate of variants, interleaved.")
+    parser = argparse.ArgumentParser(
+        description="Processor time and word error rate of variants, interleaved."
+    )
     add = parser.add_argument
     add("--manifest", type=Path, required=True, metavar="M.jsonl")
     add("--set", metavar="NAME", help="only utterances of this set")

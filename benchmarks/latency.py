@@ -50,7 +50,9 @@ class Measured:
     compute_s: float = 0.0
 
 
-def play(stream: Stream, samples: np.ndarray, words: Sequence[WordTime], clock: Callable[[], float]) -> Measured:
+def play(
+    stream: Stream, samples: np.ndarray, words: Sequence[WordTime], clock: Callable[[], float]
+) -> Measured:
     """Stream one utterance.
 
     Args:
@@ -127,9 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     try:
         recognizer = load_recognizer(args.model, args.adapter, "none", args.weights)
-        found = measure(
-            recognizer, args, forced=read_alignments(args.alignments) if args.alignments else {}
-        )
+        found = measure(recognizer, args, forced=read_alignments(args.alignments) if args.alignments else {})
     except ForesoundError as error:
         print(f"latency: {error}", file=sys.stderr)
         return 2

@@ -81,7 +81,9 @@ def test_second_passes_and_offline_stay_exact(tiny_model: Whisper) -> None:
     before = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
     recognizer = Recognizer(tiny_model, tiny_model, name="tiny-random", weights="int8")
     assert recognizer.weights == "int8"
-    assert all(torch.equal(tensor, before[name]) for name, tensor in recognizer.base_model.state_dict().items())
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in recognizer.base_model.state_dict().items()
+    )
     assert all(not isinstance(module, Int8Linear) for module in tiny_model.modules())
 
 

@@ -133,7 +133,13 @@ def run(
             elif file:
                 file.write(json.dumps(record(result), ensure_ascii=False) + "\n")
     report = summarize(results, chunk_ms=settings.chunk_ms)
-    report |= {"model": model, "adapter": adapter, "weights": weights, "decoder": decoder, "beam_size": beam_size}
+    report |= {
+        "model": model,
+        "adapter": adapter,
+        "weights": weights,
+        "decoder": decoder,
+        "beam_size": beam_size,
+    }
     report |= {"head": head, "latency": latency} if decoder == "transducer" else {}
     report |= {"manifest": manifest.name, "workers": workers}
     report["n_without_text"] = len(utterances) - len(with_text)
