@@ -204,7 +204,7 @@ class Stream:
         """Whether nobody speaks, nothing is open, and the silence is long enough that it needs no frames."""
         is_open = self._segment.begun is not None or self._segment.tokens or self._ended_at is not None
         may_rest = self._options.adaptive and self._listener.can_rest and not is_open
-        return may_rest and (self._speech.started is None or self._speech.silent_for(REST))
+        return may_rest and self._speech.silent_for(REST)
 
     def _encode(self) -> Task[None]:
         frames = yield self._window.next_job()
