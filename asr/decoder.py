@@ -150,6 +150,8 @@ class Decoder:
         self._vocabulary = vocabulary or self._multiply_vocabulary
         heads = alignment_heads.to_dense() if alignment_heads.is_sparse else alignment_heads
         self._heads = [layer.nonzero().flatten().tolist() for layer in heads.cpu()]
+        device = weights.positional_embedding.device
+        self._head_index = [torch.tensor(layer, dtype=torch.int64, device=device) for layer in self._heads]
         self.n_head: int = weights.blocks[0].attn.n_head
         self.n_ctx, self.width = weights.positional_embedding.shape
         self._dtype = weights.positional_embedding.dtype
@@ -252,7 +254,7 @@ class Decoder:
 
         def rows(x: Tensor) -> list[Tensor]:
             parts = zip(x.split(sizes), jobs, strict=True)
-            return [part.unflatten(0, job.tokens.shape) for part, job in parts]  # [B, U, D] each
+            return [part.view(*job.tokens.shape, -1) for part, job in parts]  # [B, U, D] each
 
         def packed(parts: list[Tensor]) -> Tensor:
             return torch.cat([part.flatten(0, 1) for part in parts])
@@ -345,20 +347,22 @@ class Decoder:
             ``[N, D]``.
         """
         lens, n_head = self._lenses[layer], self.n_head
-        wide = query.unflatten(-1, (n_head, -1)).transpose(0, 1) @ lens.keys  # [H, N, D]
+        wide = query.view(len(query), n_head, -1).transpose(0, 1) @ lens.keys  # [H, N, D]
         sums = []
         sizes = [job.tokens.numel() for job in jobs]
         for part, job, frames, seen in zip(wide.split(sizes, dim=1), jobs, heard, attention, strict=True):
             n_rows, n_new = job.tokens.shape
-            n_sets = len(frames)
-            rows = part.unflatten(1, (n_sets, -1)).transpose(0, 1).flatten(1, 2)  # [sets, H N / sets, D]
+            n_sets, n_each = len(frames), n_rows * n_new // len(frames)
+            split = part.reshape(n_head, n_sets, n_each, -1).transpose(0, 1)
+            rows = split.reshape(n_sets, n_head * n_each, -1)
             weights = (rows @ frames.transpose(1, 2)).float().softmax(dim=-1)
             if self._heads[layer]:
-                by_head = weights.unflatten(1, (n_head, -1)).transpose(0, 1).flatten(1, 2)
-                chosen = by_head[self._heads[layer]].unflatten(1, (n_rows, n_new))
-                seen.append(chosen.transpose(0, 1))
+                by_head = weights.view(n_sets, n_head, n_each, -1).index_select(1, self._head_index[layer])
+                chosen = by_head.transpose(1, 2).reshape(n_rows, n_new, len(self._heads[layer]), -1)
+                seen.append(chosen.transpose(1, 2))
             mixed = weights.to(frames.dtype) @ frames
-            sums.append(mixed.unflatten(1, (n_head, -1)).transpose(0, 1).flatten(1, 2))  # [H, n, D]
+            by_head = mixed.view(n_sets, n_head, n_each, -1).transpose(0, 1)
+            sums.append(by_head.reshape(n_head, n_rows * n_new, -1))
         values = (torch.cat(sums, dim=1) if len(sums) > 1 else sums[0]) @ lens.values  # [H, N, D / H]
         return values.transpose(0, 1).flatten(1) + lens.bias
 

@@ -1,4 +1,4 @@
-"""The small products and reductions behind the choices of docs/performance.md, each in the ways it could be done.
+"""The small products and reductions behind docs/performance.md, each in the ways it could be done.
 
 Processor microseconds, the least of a few rounds. The last line of the output is one JSON object.
 

@@ -47,6 +47,7 @@ class ScriptedDecoder:
         n_rows, n_new = job.tokens.shape
         self.n_stepped += n_rows * n_new
         start = job.text.n_tokens
+        job.text.reserve(start + n_new)
         job.text.keys[0, :, start : start + n_new, 0] = job.tokens.float()
         job.text.n_tokens += n_new
         logits = torch.full((n_rows, job.n_logits, N_VOCAB), -30.0)
