@@ -1,42 +1,74 @@
 """Whisper's text decoder over encoder frames that keep arriving.
 
-The weights are those of :class:`whisper.model.TextDecoder`; only the data flow is ours. Cross-attention
-keys and values of a frame are projected once, when the frame arrives, and never again.
+The weights are those of :class:`whisper.model.TextDecoder`; only the data flow is ours.
 :meth:`Decoder.forward` decodes whole sequences under masks (training), :meth:`Decoder.step` goes on with many
-streams at once. Axis letters: B batch or beams, U text tokens, N those of all streams of a step, T encoder
-frames, L layers, D width, H heads, V vocabulary.
+streams at once, whose cross-attention needs no keys and values of frames. Axis letters: B batch or beams, U
+text tokens, N those of all streams of a step, T encoder frames, L layers, D width, H heads, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
-from whisper.model import TextDecoder
+from whisper.model import MultiHeadAttention, TextDecoder
 
 from asr.attention import attend, attention_weights
+from asr.blocks import CrossBlock, Function, decoder_blocks
 
 FEW_ROWS = 8  # positions up to which the vocabulary is multiplied by columns
+TEXT_STEP = 32  # tokens by which a text cache grows
 
 
 @dataclass
-class CrossCache:
-    """Projected encoder frames of one segment."""
+class FrameCache:
+    """The encoder frames of one window, as :meth:`Decoder.step` attends to them."""
 
-    keys: Tensor  # [L, B, T_max, D] cross-attention keys, valid up to n_frames
-    values: Tensor  # [L, B, T_max, D] cross-attention values
+    frames: Tensor  # [1, T_max, D] valid up to n_frames; B rows where every row has audio of its own
     n_frames: int = 0
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of its tensor."""
+        return self.frames.nbytes
+
+
+@dataclass(frozen=True)
+class ProjectedFrames:
+    """Whole sequences of frames, as :meth:`Decoder.forward` attends to them."""
+
+    keys: Tensor  # [L, B, T, D] cross-attention keys
+    values: Tensor  # [L, B, T, D] cross-attention values
 
 
 @dataclass
 class SelfCache:
-    """Self-attention keys and values of the tokens decoded so far."""
+    """Self-attention keys and values of the tokens decoded so far. It grows as the text does."""
 
-    keys: Tensor  # [L, B, U_max, D], valid up to n_tokens
-    values: Tensor  # [L, B, U_max, D]
+    keys: Tensor  # [L, B, U_room, D], valid up to n_tokens
+    values: Tensor  # [L, B, U_room, D]
     n_tokens: int = 0
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory of its tensors."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def reserve(self, n_tokens: int) -> None:
+        """Make room for ``n_tokens`` in all."""
+        n_missing = n_tokens - self.keys.shape[2]
+        if n_missing > 0:
+            n_more = -(-n_missing // TEXT_STEP) * TEXT_STEP
+            self.keys, self.values = (_longer(x, n_more, self.n_tokens) for x in (self.keys, self.values))
+
+    def reset(self) -> None:
+        """Forget every token and give back the room beyond the first step's."""
+        self.n_tokens = 0
+        if self.keys.shape[2] > TEXT_STEP:
+            self.keys, self.values = (_longer(x[:, :, :TEXT_STEP], 0, 0) for x in (self.keys, self.values))
 
     def truncate(self, n_tokens: int) -> None:
         """Forget every token from ``n_tokens`` on."""
@@ -48,6 +80,14 @@ class SelfCache:
         used = slice(0, self.n_tokens)
         self.keys[:, :, used] = self.keys[:, rows, used]
         self.values[:, :, used] = self.values[:, rows, used]
+
+
+def _longer(cache: Tensor, n_more: int, n_used: int) -> Tensor:
+    """``[L, B, U, D]`` with more room, and what is used of it copied."""
+    n_layer, n_rows, n_tokens, width = cache.shape
+    longer = cache.new_empty(n_layer, n_rows, n_tokens + n_more, width)
+    longer[:, :, :n_used] = cache[:, :, :n_used]
+    return longer
 
 
 @dataclass(frozen=True)
@@ -65,13 +105,13 @@ class DecoderJob:
     Attributes:
         tokens: ``[B, U]`` next token ids.
         text: The hypotheses' cache; the step lets it grow by U.
-        cross: The frames heard so far; one row serves every hypothesis.
+        cross: The frames heard so far: one row for every hypothesis, or one for each.
         n_logits: Of how many of the last positions the next token is asked for.
     """
 
     tokens: Tensor
     text: SelfCache
-    cross: CrossCache
+    cross: FrameCache
     n_logits: int = 1
 
 
@@ -86,44 +126,61 @@ class DecoderResult:
 class Decoder:
     """Stateless functions over the weights of a Whisper text decoder."""
 
-    def __init__(self, weights: TextDecoder, alignment_heads: Tensor) -> None:
+    def __init__(
+        self,
+        weights: TextDecoder,
+        alignment_heads: Tensor,
+        *,
+        blocks: Sequence[CrossBlock] | None = None,
+        vocabulary: Function | None = None,
+        cache_dtype: torch.dtype | None = None,
+    ) -> None:
         """Wrap a decoder.
 
         Args:
             weights: Whisper's decoder module; not modified.
             alignment_heads: Dense or sparse boolean ``[L, H]``, True where a head follows the audio.
+            blocks: Its blocks in another format; None is the modules themselves.
+            vocabulary: Multiplies ``[..., D]`` by the token embeddings, ``[..., V]``, where these are in
+                another format too.
+            cache_dtype: Type of the caches; None is that of the weights.
         """
         self.weights = weights
+        self._blocks = decoder_blocks(weights) if blocks is None else list(blocks)
+        self._vocabulary = vocabulary or self._multiply_vocabulary
         heads = alignment_heads.to_dense() if alignment_heads.is_sparse else alignment_heads
         self._heads = [layer.nonzero().flatten().tolist() for layer in heads.cpu()]
+        device = weights.positional_embedding.device
+        self._head_index = [torch.tensor(layer, dtype=torch.int64, device=device) for layer in self._heads]
         self.n_head: int = weights.blocks[0].attn.n_head
         self.n_ctx, self.width = weights.positional_embedding.shape
+        self._dtype = weights.positional_embedding.dtype
+        self._cache_dtype = cache_dtype or self._dtype
 
     @property
     def n_layer(self) -> int:
         """Number of transformer blocks."""
         return len(self.weights.blocks)
 
-    def new_cross_cache(self, *, max_frames: int) -> CrossCache:
+    def new_frame_cache(self, *, max_frames: int) -> FrameCache:
         """Empty room for ``max_frames`` encoder frames of one stream."""
-        shape = (self.n_layer, 1, max_frames, self.width)
         like = self.weights.positional_embedding
-        return CrossCache(like.new_empty(shape), like.new_empty(shape))
+        return FrameCache(like.new_empty((1, max_frames, self.width), dtype=self._cache_dtype))
 
     def new_self_cache(self, *, n_rows: int = 1) -> SelfCache:
-        """Empty room for a full text context of ``n_rows`` hypotheses."""
-        shape = (self.n_layer, n_rows, self.n_ctx, self.width)
-        like = self.weights.positional_embedding
+        """Empty room for the text of ``n_rows`` hypotheses."""
+        shape = (self.n_layer, n_rows, TEXT_STEP, self.width)
+        like = self.weights.positional_embedding.to(self._cache_dtype)
         return SelfCache(like.new_empty(shape), like.new_empty(shape))
 
-    def project_frames(self, frames: Tensor) -> CrossCache:
-        """Project whole sequences of frames ``[B, T, D]`` (training, alignment)."""
+    def project_frames(self, frames: Tensor) -> ProjectedFrames:
+        """Project whole sequences of frames ``[B, T, D]`` for :meth:`forward`."""
         keys = [block.cross_attn.key(frames) for block in self.weights.blocks]
         values = [block.cross_attn.value(frames) for block in self.weights.blocks]
-        return CrossCache(torch.stack(keys), torch.stack(values), frames.shape[1])
+        return ProjectedFrames(torch.stack(keys), torch.stack(values))
 
-    def append_frames(self, parts: Sequence[tuple[Tensor, CrossCache]]) -> list[None]:
-        """Project the new frames of many streams together and append them.
+    def append_frames(self, parts: Sequence[tuple[Tensor, FrameCache]]) -> list[None]:
+        """Remember the new frames of streams.
 
         Args:
             parts: For each stream ``[1, T, D]`` frames and its cache of one row.
@@ -131,21 +188,17 @@ class Decoder:
         Returns:
             None for each.
         """
-        lengths = [frames.shape[1] for frames, _ in parts]
-        new = self.project_frames(torch.cat([frames for frames, _ in parts], dim=1))
-        projected = zip(new.keys.split(lengths, dim=2), new.values.split(lengths, dim=2), strict=True)
-        for (_, cache), (keys, values) in zip(parts, projected, strict=True):
-            end = cache.n_frames + keys.shape[2]
-            assert end <= cache.keys.shape[2], "a stream was not re-anchored in time"
-            cache.keys[:, :, cache.n_frames : end] = keys
-            cache.values[:, :, cache.n_frames : end] = values
+        for frames, cache in parts:
+            end = cache.n_frames + frames.shape[1]
+            assert end <= cache.frames.shape[1], "a stream was not re-anchored in time"
+            cache.frames[:, cache.n_frames : end] = frames
             cache.n_frames = end
         return [None] * len(parts)
 
     def forward(
         self,
         tokens: Tensor,
-        cross: CrossCache,
+        cross: ProjectedFrames,
         *,
         positions: Tensor,
         self_mask: Tensor,
@@ -172,8 +225,11 @@ class Decoder:
             return attend(query, key, value, n_head=self.n_head, mask=self_mask)
 
         def look(layer: int, query: Tensor) -> Tensor:
-            seen = attention if with_attention else None
-            return self._look(layer, query, cross, mask=cross_mask, attention=seen)
+            keys, values = cross.keys[layer], cross.values[layer]
+            if with_attention and self._heads[layer]:
+                weights = attention_weights(query, keys, n_head=self.n_head, mask=cross_mask)
+                attention.append(weights[:, self._heads[layer]])
+            return attend(query, keys, values, n_head=self.n_head, mask=cross_mask)
 
         hidden = self._transform(x, mix, look)
         return DecoderOutput(hidden, torch.cat(attention, dim=1) if attention else None)
@@ -192,12 +248,13 @@ class Decoder:
             One result for each job.
         """
         sizes = [job.tokens.numel() for job in jobs]
-        texts = [_Text(job) for job in jobs]
+        texts = [_Text(job, n_ctx=self.n_ctx) for job in jobs]
+        heard = [job.cross.frames[:, : job.cross.n_frames].to(self._dtype) for job in jobs]
         attention: list[list[Tensor]] = [[] for _ in jobs]
 
         def rows(x: Tensor) -> list[Tensor]:
             parts = zip(x.split(sizes), jobs, strict=True)
-            return [part.unflatten(0, job.tokens.shape) for part, job in parts]  # [B, U, D] each
+            return [part.view(*job.tokens.shape, -1) for part, job in parts]  # [B, U, D] each
 
         def packed(parts: list[Tensor]) -> Tensor:
             return torch.cat([part.flatten(0, 1) for part in parts])
@@ -210,10 +267,7 @@ class Decoder:
             return packed(mixed)
 
         def look(layer: int, query: Tensor) -> Tensor:
-            queries = zip(rows(query), jobs, attention, strict=True)
-            return packed(
-                [self._look(layer, q, job.cross, mask=None, attention=seen) for q, job, seen in queries]
-            )
+            return self._look(layer, query, jobs, heard, attention)
 
         tokens = torch.cat([job.tokens.flatten() for job in jobs])
         positions = torch.cat([text.positions for text in texts])
@@ -233,6 +287,9 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Project hidden states ``[..., D]`` to float32 logits ``[..., V]``."""
+        return self._vocabulary(hidden)
+
+    def _multiply_vocabulary(self, hidden: Tensor) -> Tensor:
         table = self.weights.token_embedding.weight.to(hidden.dtype)
         rows = hidden.flatten(end_dim=-2)
         if not 0 < len(rows) <= FEW_ROWS:
@@ -259,12 +316,9 @@ class Decoder:
         Returns:
             ``[..., D]`` after the last layer norm.
         """
-        for layer, block in enumerate(self.weights.blocks):
-            y = block.attn_ln(x)
-            mixed = mix(layer, block.attn.query(y), block.attn.key(y), block.attn.value(y))
-            x = x + block.attn.out(mixed)
-            seen = look(layer, block.cross_attn.query(block.cross_attn_ln(x)))
-            x = x + block.cross_attn.out(seen)
+        for layer, block in enumerate(self._blocks):
+            x = x + block.out(mix(layer, *block.qkv(block.attn_ln(x))))
+            x = x + block.cross_out(look(layer, block.cross_query(block.cross_ln(x))))
             x = x + block.mlp(block.mlp_ln(x))
         return self.weights.ln(x)
 
@@ -272,30 +326,81 @@ class Decoder:
         self,
         layer: int,
         query: Tensor,
-        cross: CrossCache,
-        *,
-        mask: Tensor | None,
-        attention: list[Tensor] | None,
+        jobs: Sequence[DecoderJob],
+        heard: Sequence[Tensor],
+        attention: Sequence[list[Tensor]],
     ) -> Tensor:
-        """Cross-attention of ``[B, U, D]`` queries; adds the alignment heads' weights to ``attention``."""
-        keys = cross.keys[layer, :, : cross.n_frames].expand(len(query), -1, -1)
-        values = cross.values[layer, :, : cross.n_frames].expand(len(query), -1, -1)
-        if attention is not None and self._heads[layer]:
-            weights = attention_weights(query, keys, n_head=self.n_head, mask=mask)
-            attention.append(weights[:, self._heads[layer]])
-        return attend(query, keys, values, n_head=self.n_head, mask=mask)
+        """Cross-attention with the frames themselves.
+
+        A key is a product of weights and a frame, so its product with a query is that of the frame and of
+        ``weights.T @ query``; and a weighted sum of values is the value of the weighted sum of frames. So
+        nothing is kept of a frame but itself, once for all layers, and nothing is computed when it arrives.
+
+        Args:
+            layer: Which.
+            query: ``[N, D]`` of all jobs, one after the other.
+            jobs: Whose they are.
+            heard: Each job's frames ``[1 or B, T, D]``.
+            attention: Gets the alignment heads' weights ``[B, A, U, T]`` of each job.
+
+        Returns:
+            ``[N, D]``.
+        """
+        lens, n_head = self._lenses[layer], self.n_head
+        wide = query.view(len(query), n_head, -1).transpose(0, 1) @ lens.keys  # [H, N, D]
+        sums = []
+        sizes = [job.tokens.numel() for job in jobs]
+        for part, job, frames, seen in zip(wide.split(sizes, dim=1), jobs, heard, attention, strict=True):
+            n_rows, n_new = job.tokens.shape
+            n_sets, n_each = len(frames), n_rows * n_new // len(frames)
+            split = part.reshape(n_head, n_sets, n_each, -1).transpose(0, 1)
+            rows = split.reshape(n_sets, n_head * n_each, -1)
+            weights = (rows @ frames.transpose(1, 2)).float().softmax(dim=-1)
+            if self._heads[layer]:
+                by_head = weights.view(n_sets, n_head, n_each, -1).index_select(1, self._head_index[layer])
+                chosen = by_head.transpose(1, 2).reshape(n_rows, n_new, len(self._heads[layer]), -1)
+                seen.append(chosen.transpose(1, 2))
+            mixed = weights.to(frames.dtype) @ frames
+            by_head = mixed.view(n_sets, n_head, n_each, -1).transpose(0, 1)
+            sums.append(by_head.reshape(n_head, n_rows * n_new, -1))
+        values = (torch.cat(sums, dim=1) if len(sums) > 1 else sums[0]) @ lens.values  # [H, N, D / H]
+        return values.transpose(0, 1).flatten(1) + lens.bias
+
+    @cached_property
+    def _lenses(self) -> list[_Lens]:
+        """How each layer's queries see frames."""
+        return [_Lens.of(block.cross_attn, n_head=self.n_head) for block in self.weights.blocks]
+
+
+@dataclass(frozen=True)
+class _Lens:
+    """Key and value projection of one layer, to be applied to queries and to sums of frames; d = D / H."""
+
+    keys: Tensor  # [H, d, D] with the scale of attention in them
+    values: Tensor  # [H, D, d]
+    bias: Tensor  # [D] of the values
+
+    @classmethod
+    def of(cls, attn: MultiHeadAttention, *, n_head: int) -> _Lens:
+        """Ask the layers themselves, which may have adapters in them."""
+        with torch.no_grad():
+            unit = torch.eye(attn.key.in_features, device=attn.key.weight.device, dtype=attn.key.weight.dtype)
+            keys, bias = attn.key(unit), attn.value(torch.zeros_like(unit[:1]))[0]
+            values = attn.value(unit) - bias
+        by_head = values.unflatten(1, (n_head, -1)).transpose(0, 1).contiguous()
+        scale = (len(unit) // n_head) ** -0.5
+        return cls(scale * keys.T.unflatten(0, (n_head, -1)), by_head, bias)
 
 
 class _Text:
     """The tokens that the new ones of one job see."""
 
-    def __init__(self, job: DecoderJob) -> None:
+    def __init__(self, job: DecoderJob, *, n_ctx: int) -> None:
         n_rows, n_new = job.tokens.shape
         self._cache, self._start = job.text, job.text.n_tokens
         self._end = self._start + n_new
-        assert self._end <= job.text.keys.shape[2], (
-            "the text context is full: a stream was not re-anchored in time"
-        )
+        assert self._end <= n_ctx, "the text context is full: a stream was not re-anchored in time"
+        job.text.reserve(self._end)
         device = job.text.keys.device
         self.positions = torch.arange(self._start, self._end, device=device).repeat(n_rows)
         is_many = n_new > 1  # a single token sees everything
@@ -310,4 +415,4 @@ class _Text:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         keys[:, self._start : self._end] = key
         values[:, self._start : self._end] = value
-        return keys[:, : self._end], values[:, : self._end]
+        return keys[:, : self._end].to(key.dtype), values[:, : self._end].to(key.dtype)

@@ -18,6 +18,7 @@ from torch import Tensor
 from whisper.model import AudioEncoder
 
 from asr.attention import attend
+from asr.blocks import Block, encoder_blocks
 from asr.errors import OptionError
 
 FRAME_MS = 20
@@ -91,6 +92,10 @@ class EncoderState:
     values: Tensor  # [L, R, D] ring of values
     position: int = 0  # absolute frame that comes next
 
+    def narrow(self, ring_slots: int) -> EncoderState:
+        """A state in the first slots of the same memory."""
+        return EncoderState(self.keys[:, :ring_slots], self.values[:, :ring_slots], self.position)
+
     def copy(self) -> EncoderState:
         """A state that goes its own way."""
         return EncoderState(self.keys.clone(), self.values.clone(), self.position)
@@ -129,19 +134,34 @@ class CausalEncoder:
     block_size = MEL_PER_FRAME
     latency = MEL_LOOKAHEAD
 
-    def __init__(self, weights: AudioEncoder) -> None:
-        """Wrap an encoder, with or without LoRA layers in it; ``weights`` is not modified."""
+    def __init__(
+        self,
+        weights: AudioEncoder,
+        *,
+        blocks: Sequence[Block] | None = None,
+        cache_dtype: torch.dtype | None = None,
+    ) -> None:
+        """Wrap an encoder.
+
+        Args:
+            weights: Whisper's encoder, with or without LoRA layers in it; not modified.
+            blocks: Its blocks in another format; None is the modules themselves.
+            cache_dtype: Type of the ring; None is that of the weights.
+        """
         self.weights = weights
+        self._blocks = encoder_blocks(weights) if blocks is None else list(blocks)
         self.n_head: int = weights.blocks[0].attn.n_head
         self.n_ctx, self.width = weights.positional_embedding.shape
+        self._cache_dtype = cache_dtype or weights.positional_embedding.dtype
 
     def init_state(self, *, ring_slots: int) -> EncoderState:
         """A fresh state.
 
         Args:
-            ring_slots: Room for the left context and the frames of one step together.
+            ring_slots: Room for the left context and the frames of one step together. A ring of exactly that
+                many is the fastest: in mid-window everything in it is visible.
         """
-        like = self.weights.positional_embedding
+        like = self.weights.positional_embedding.to(self._cache_dtype)
         shape = (len(self.weights.blocks), ring_slots, self.width)
         return EncoderState(like.new_empty(shape), like.new_empty(shape))
 
@@ -178,8 +198,8 @@ class CausalEncoder:
         parts = self._convolve_jobs(jobs)
         lengths = [part.shape[1] for part in parts]
         memories = [_Memory(job, n_new) for job, n_new in zip(jobs, lengths, strict=True)]
-        positions = torch.cat([memory.positions for memory in memories])
-        assert int(positions.max()) < self.n_ctx, "a stream was not re-anchored in time"
+        ends = [job.state.position + n_new for job, n_new in zip(jobs, lengths, strict=True)]
+        assert max(ends) <= self.n_ctx, "a stream was not re-anchored in time"
 
         def mix(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             rows = (x.split(lengths, dim=1) for x in (query, key, value))
@@ -189,7 +209,9 @@ class CausalEncoder:
             ]
             return torch.cat(mixed, dim=1) if len(mixed) > 1 else mixed[0]
 
-        x = torch.cat(parts, dim=1) + self.weights.positional_embedding[positions]  # [1, N, D]
+        embedding = self.weights.positional_embedding
+        places = [embedding[job.state.position : end] for job, end in zip(jobs, ends, strict=True)]
+        x = torch.cat(parts, dim=1) + torch.cat(places)  # [1, N, D]
         frames = self._transform(x, mix).split(lengths, dim=1)
         for job, n_new in zip(jobs, lengths, strict=True):
             job.state.position += n_new
@@ -197,10 +219,8 @@ class CausalEncoder:
 
     def _transform(self, x: Tensor, mix: Callable[[int, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         """The transformer blocks; ``mix`` attends with a layer's queries, keys and values."""
-        for layer, block in enumerate(self.weights.blocks):
-            y = block.attn_ln(x)
-            mixed = mix(layer, block.attn.query(y), block.attn.key(y), block.attn.value(y))
-            x = x + block.attn.out(mixed)
+        for layer, block in enumerate(self._blocks):
+            x = x + block.out(mix(layer, *block.qkv(block.attn_ln(x))))
             x = x + block.mlp(block.mlp_ln(x))
         return self.weights.ln_post(x)
 
@@ -233,23 +253,38 @@ class _Memory:
     def __init__(self, job: EncoderJob, n_new: int) -> None:
         """Find the slots of the new frames and what they may attend to."""
         state, chunking = job.state, job.chunking
-        n_slots, end = state.keys.shape[1], state.position + n_new
-        room = min(state.position, chunking.left_context) + n_new
-        assert room <= n_slots, f"a ring of {n_slots} slots cannot hold {room} frames"
+        n_slots, start, end = state.keys.shape[1], state.position, state.position + n_new
+        room = min(start, chunking.left_context) + n_new
+        assert start == 0 or room <= n_slots, f"a ring of {n_slots} slots cannot hold {room} frames"
         self._state = state
         self._n_used = min(end, n_slots)
-        self.positions = torch.arange(state.position, end, device=state.keys.device)
-        self._slots = self.positions % n_slots
-        slots = torch.arange(self._n_used, device=state.keys.device)
-        newest = slots + (end - 1 - slots).div(n_slots, rounding_mode="floor") * n_slots  # frame in each slot
-        self.mask = _visible(self.positions, newest, chunking)
+        # A window's first frames see only one another, and the ring need not hold them all.
+        self._n_kept = min(n_new, n_slots)
+        self._first_slot = (end - self._n_kept) % n_slots
+        is_one_chunk = n_new == chunking.next_size(start)
+        sees_all = is_one_chunk and (start == 0 or max(0, end - n_slots) >= start - chunking.left_context)
+        self.mask = None if sees_all else self._mask(start, end, chunking)
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write new keys and values ``[1, T, D]`` into the ring; return all that there are, ``[1, K, D]``."""
+        """Write new keys and values ``[1, T, D]`` into the ring; return all that are seen, ``[1, K, D]``."""
         keys, values = self._state.keys[layer], self._state.values[layer]
-        keys[self._slots] = key[0].to(keys.dtype)
-        values[self._slots] = value[0].to(values.dtype)
-        return keys[None, : self._n_used], values[None, : self._n_used]
+        n_straight = min(self._n_kept, len(keys) - self._first_slot)  # before the ring's end
+        for ring, new in ((keys, key[0, -self._n_kept :]), (values, value[0, -self._n_kept :])):
+            ring[self._first_slot : self._first_slot + n_straight] = new[:n_straight]
+            ring[: self._n_kept - n_straight] = new[n_straight:]
+        if self._state.position == 0:
+            return key.to(keys.dtype).to(key.dtype), value.to(keys.dtype).to(key.dtype)
+        return keys[None, : self._n_used].to(key.dtype), values[None, : self._n_used].to(key.dtype)
+
+    def _mask(self, start: int, end: int, chunking: Chunking) -> Tensor:
+        device = self._state.keys.device
+        positions = torch.arange(start, end, device=device)
+        if start == 0:
+            return _visible(positions, positions, chunking)
+        n_slots = self._state.keys.shape[1]
+        slots = torch.arange(self._n_used, device=device)
+        newest = slots + (end - 1 - slots).div(n_slots, rounding_mode="floor") * n_slots  # frame in each slot
+        return _visible(positions, newest, chunking)
 
 
 def _visible(queries: Tensor, keys: Tensor, chunking: Chunking) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asr.errors import OptionError
 from asr.events import SAMPLE_RATE
-from asr.vad import WINDOW_SAMPLES, SileroVad
+from asr.vad import WINDOW_SAMPLES, SileroVad, VadJob, VadResult
 
 ONSET = 0.35  # probability from which on a window is speech: lenient, so that soft speech is not lost
 OFFSET = 0.2  # probability below which speech has ended
@@ -69,7 +69,6 @@ class SpeechTracker:
 
     def __init__(self, vad: SileroVad, rules: EndpointRules) -> None:
         """Start a stream."""
-        self._vad = vad
         self._rules = rules
         self._state = vad.init_state()
         self._tail = torch.zeros(1, 0)
@@ -79,24 +78,33 @@ class SpeechTracker:
         self.ended = 0
         self.speaking = False
 
-    def hear(self, samples: Tensor) -> Iterator[SpeechChange]:
-        """Judge the next samples.
+    def hear(self, samples: Tensor) -> VadJob | None:
+        """Take the next samples.
 
         Args:
             samples: ``[1, S]`` float32 on the CPU.
+
+        Returns:
+            What the detector has to do before :meth:`judge`; None if there is too little yet.
+        """
+        signal = torch.cat([self._tail, samples], dim=-1)
+        n_due = signal.shape[-1] // STEP_SAMPLES * STEP_SAMPLES
+        self._tail = signal[:, n_due:]
+        return VadJob(signal[:, :n_due], self._state) if n_due else None
+
+    def judge(self, result: VadResult) -> Iterator[SpeechChange]:
+        """Follow what the detector says.
+
+        Args:
+            result: Of the job.
 
         Yields:
             What happened, in order; the attributes are those of that moment. An end is noticed when its
             silence has lasted long enough.
         """
-        signal = torch.cat([self._tail, samples], dim=-1)
-        n_steps = signal.shape[-1] // STEP_SAMPLES
-        self._tail = signal[:, n_steps * STEP_SAMPLES :]
-        for step in range(n_steps):
-            block = signal[:, step * STEP_SAMPLES : (step + 1) * STEP_SAMPLES]
-            probabilities, self._state = self._vad.step(block, self._state)
-            for probability in probabilities[0].tolist():
-                yield from self._judge(probability)
+        self._state = result.state
+        for probability in result.probabilities[0].tolist():
+            yield from self._judge(probability)
 
     def silent_for(self, n_samples: int) -> bool:
         """Whether no speech was heard in the last ``n_samples`` samples."""

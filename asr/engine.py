@@ -22,15 +22,15 @@ from asr.rules import Rule, default_rules
 from asr.slots import Slot, new_slot
 from asr.transducer_reader import Reading, ReadJob, read
 from asr.transducer_search import Hotwords
-from asr.vad import SileroVad
+from asr.vad import SileroVad, VadJob, VadResult
 from asr.window import WindowJob
 from asr.words import SPACELESS_LANGUAGES, Vocabulary
 
 _T = TypeVar("_T")
 _J = TypeVar("_J")
 _R = TypeVar("_R")
-Job = WindowJob | DecoderJob | ReadJob
-Answer = Tensor | DecoderResult | Reading | None  # of a window, its new frames [1, F, E]
+Job = VadJob | WindowJob | DecoderJob | ReadJob
+Answer = VadResult | Tensor | DecoderResult | Reading | None  # of a window, its new frames [1, F, E]
 Task = Generator[Job, Answer, _T]  # asks for steps of the model, returns a T
 
 
@@ -145,10 +145,12 @@ class Engine:
         return [outcomes[index] for index in range(len(tasks))]
 
     def _answer(self, jobs: dict[int, Job]) -> dict[int, Answer | Exception]:
+        vad_jobs = {i: job for i, job in jobs.items() if isinstance(job, VadJob)}
         encoder_jobs = {i: job for i, job in jobs.items() if isinstance(job, WindowJob)}
         decoder_jobs = {i: job for i, job in jobs.items() if isinstance(job, DecoderJob)}
         read_jobs = {i: job for i, job in jobs.items() if isinstance(job, ReadJob)}
         return {
+            **_together(vad_jobs, self.vad.step_jobs),
             **self._encode(encoder_jobs),
             **_together(decoder_jobs, self.decoder.step),
             **_together(read_jobs, self._read),

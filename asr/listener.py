@@ -13,7 +13,7 @@ from torch import Tensor
 
 from asr.anchor import Anchor, anchor_after_words, anchor_in_pause, anchor_in_speech
 from asr.biasing import DEFAULT_STRENGTH, Strength
-from asr.encoder import Chunking
+from asr.encoder import FRAME_SAMPLES, Chunking
 from asr.endpoint import EndpointRules
 from asr.engine import Engine
 from asr.events import SAMPLE_RATE
@@ -26,7 +26,6 @@ from asr.waits import Waits
 from asr.window import Window
 from asr.words import Token, Vocabulary, align_tokens, token_start
 
-LAST_POSITION_SHARE = 28 / 30  # of the encoder's positions; then the window restarts
 LONG_WINDOW = 15 * SAMPLE_RATE  # a window longer than this restarts in the next pause
 KEPT_MARGIN = SAMPLE_RATE // 10  # a word that starts this little before an anchor is still heard
 OLDEST_DRAFT = 4 * SAMPLE_RATE  # age of open words that a restarted window surely hears again
@@ -57,6 +56,7 @@ class StreamOptions:
     second_pass: bool = False
     rules: EndpointRules = field(default_factory=EndpointRules)
     carry_prompt: bool = True  # a new window gets the text before it as prompt
+    adaptive: bool = True  # skips what silence does not need
     transducer: TransducerOptions | None = None  # None: Whisper's decoder reads
 
 
@@ -69,9 +69,11 @@ class Listener:
         decoded: Sample up to which the text has been read.
         end_silence: Samples of silence after which the last words of a stream are read.
         waits: Empty: frames are read as soon as they are there.
+        can_rest: In a silence, no frame is needed.
     """
 
     end_silence = 3 * SAMPLE_RATE // 10
+    can_rest = True
 
     def __init__(self, engine: Engine, options: StreamOptions, slot: Slot) -> None:
         """Start with nothing heard, in the options' language or English; ``slot`` is fresh."""
@@ -97,8 +99,7 @@ class Listener:
     @property
     def is_full(self) -> bool:
         """Whether the window has no room for the next chunk or its text."""
-        last = int(self.window.n_ctx * LAST_POSITION_SHARE)
-        return self.window.position + self.window.n_next > last or self._search.is_full
+        return self.window.is_full or self._search.is_full
 
     @property
     def is_long(self) -> bool:
@@ -228,6 +229,16 @@ class Listener:
         """Move on into the silence that began at a sample."""
         chunking = self._options.chunking
         self._restart(anchor_in_pause(silent_since, end=self.window.next_end, chunking=chunking), {})
+
+    def rest(self, silent_since: int) -> None:
+        """Pass over the next chunk without encoding it; what comes after it is heard from the silence on.
+
+        Args:
+            silent_since: Sample from which on nobody speaks.
+        """
+        chunking = self._options.chunking
+        end = self.window.next_end + chunking.size * FRAME_SAMPLES
+        self._restart(anchor_in_pause(silent_since, end=end, chunking=chunking), {})
 
     def _committed(self, tokens: list[Token]) -> list[Token]:
         self._context = [*self._context, *(token.id for token in tokens)][-2 * MAX_CARRIED_TOKENS :]

@@ -9,7 +9,7 @@ from torch import Tensor
 from whisper.model import Whisper
 from whisper.tokenizer import Tokenizer
 
-from asr.decoder import Decoder, DecoderJob
+from asr.decoder import Decoder, DecoderJob, FrameCache
 from asr.events import SAMPLE_RATE
 from asr.words import Token, align_tokens
 
@@ -74,7 +74,7 @@ def _align(
     decoder = Decoder(model.decoder, model.alignment_heads)
     prefix = list(tokenizer.sot_sequence_including_notimestamps)
     tokens = torch.tensor([[*prefix, *ids]], device=features.device)
-    cross = decoder.project_frames(features[None].float())
+    cross = FrameCache(features[None].float(), len(features))
     job = DecoderJob(tokens, decoder.new_self_cache(), cross, n_logits=len(ids) + 1)
     output = decoder.step([job])[0]
     logprobs = output.logits[0, :-1].log_softmax(-1).gather(1, tokens[0, len(prefix) :, None])[:, 0].tolist()

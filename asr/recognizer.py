@@ -19,7 +19,7 @@ import torch
 from whisper.model import Whisper
 from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
 
-from asr import offline
+from asr import int8, offline
 from asr.adapters import merge_adapter, shipped_adapter
 from asr.batch import Step, advance, step_batch
 from asr.biasing import DEFAULT_STRENGTH, Strength, check_hotwords
@@ -39,10 +39,12 @@ from asr.slots import Slot, SlotPool
 from asr.stream import Outcome, Stream
 from asr.transducer_reader import EmissionTiming
 from asr.vad import SileroVad
+from asr.weight_format import choose_format
 
 DECODERS = ("whisper", "transducer")
 MAX_BEAM_SIZE = 16
 MAX_OPEN_TOKENS = 16
+LEFT_CONTEXT_S = 5.0  # heard as well as 10 s (docs/performance.md), at half the attention and memory
 
 
 class Recognizer:
@@ -52,6 +54,7 @@ class Recognizer:
         name: Of the base weights.
         base_model: The original Whisper, for the second pass and offline transcription.
         streaming_model: The same with a causal adapter merged in.
+        weights: Format in which streams are computed, ``int8`` or ``fp32``.
     """
 
     def __init__(
@@ -61,8 +64,9 @@ class Recognizer:
         *,
         name: str,
         initial: int = 1,
-        left_context_s: float = 10.0,
+        left_context_s: float = LEFT_CONTEXT_S,
         head: tuple[TransducerHead, HeadCard] | None = None,
+        weights: str = "fp32",
     ) -> None:
         """Use models as they are; :meth:`load` is the usual way.
 
@@ -73,8 +77,13 @@ class Recognizer:
             initial: Extra chunks in a window's first chunk, as the adapter was trained.
             left_context_s: Seconds of visible past that streams use unless told otherwise.
             head: The transducer's, trained on ``streaming_model``; without one there is no transducer.
+            weights: Format in which ``streaming_model`` is computed, as in :meth:`load`.
+
+        Raises:
+            OptionError: The format is unknown or not for this processor.
         """
         self.name = name
+        self.weights = choose_format(weights, device=streaming_model.device)
         self.base_model = base_model
         self.streaming_model = streaming_model
         self._initial = initial
@@ -82,8 +91,7 @@ class Recognizer:
         self._head_card = head[1] if head else None
         self._engine = Engine(
             base_model,
-            CausalEncoder(streaming_model.encoder),
-            Decoder(streaming_model.decoder, streaming_model.alignment_heads),
+            *_streaming_parts(streaming_model, self.weights),
             LogMel(streaming_model.dims.n_mels, device=streaming_model.device),
             SileroVad(),
             head[0].to(streaming_model.device) if head else None,
@@ -96,6 +104,7 @@ class Recognizer:
         *,
         adapter: str | Path | None = "auto",
         head: str | Path | None = "auto",
+        weights: str = "auto",
         device: str = "cpu",
     ) -> Recognizer:
         """Load weights, adapter and transducer head.
@@ -106,12 +115,16 @@ class Recognizer:
                 adapter, with which streaming works badly; else an adapter's folder.
             head: ``"auto"`` is the one that ships with the shipped adapter, if both do and are used; None or
                 ``"none"`` is no head, without which there is no transducer; else a head's folder.
+            weights: ``"int8"`` computes what streams with 8-bit weights, for processors that multiply bytes
+                exactly; ``"fp32"`` does not; ``"auto"`` takes int8 where it can. Offline transcription and
+                second passes are fp32 always.
             device: A torch device.
 
         Returns:
             The recogniser.
 
         Raises:
+            OptionError: ``weights`` is unknown or not for this processor.
             CheckpointError: The weights cannot be read.
             AdapterError: The adapter or the head cannot be read or fits other weights.
         """
@@ -123,15 +136,18 @@ class Recognizer:
             hashes = {"weights_hash": checkpoint.weights_hash, "adapter_hash": adapter_hash(folder)}
             loaded_head = load_head(head_folder, **hashes)
         if folder is None:
-            return cls(checkpoint.model, checkpoint.model, name=checkpoint.name, head=loaded_head)
+            return cls(
+                checkpoint.model, checkpoint.model, name=checkpoint.name, head=loaded_head, weights=weights
+            )
         merged, card = merge_adapter(checkpoint.model, folder, weights_hash=checkpoint.weights_hash)
         return cls(
             checkpoint.model,
             merged,
             name=checkpoint.name,
             initial=card.initial_chunks,
-            left_context_s=card.left_context_s,
+            left_context_s=min(card.left_context_s, LEFT_CONTEXT_S),
             head=loaded_head,
+            weights=weights,
         )
 
     @property
@@ -162,6 +178,7 @@ class Recognizer:
         left_context_s: float | None = None,
         silence_ms: int = 800,
         max_segment_s: float = 30.0,
+        adaptive: bool = True,
         slot: Slot | None = None,
     ) -> Stream:
         """Open a stream.
@@ -181,9 +198,10 @@ class Recognizer:
             hotwords: Names and terms to expect, at most 100 of 1 to 100 characters.
             hotword_strength: How much they are preferred.
             second_pass: Replace each finished segment's text by the original Whisper's.
-            left_context_s: Seconds of visible past; None is what the adapter was trained with.
+            left_context_s: Seconds of visible past; None is 5, or what the adapter was trained with if less.
             silence_ms: Silence after speech that ends a segment, at least 100.
             max_segment_s: Longest segment, 5 to 30 s.
+            adaptive: Encode and decode nothing where silence needs nothing; for Whisper's decoder.
             slot: Preallocated state from :meth:`slots`, the stream's alone until given back; None allocates.
 
         Returns:
@@ -208,6 +226,7 @@ class Recognizer:
             strength=hotword_strength,
             second_pass=second_pass,
             rules=EndpointRules(silence_ms, max_segment_s),
+            adaptive=adaptive,
             transducer=self._transducer(decoder, latency),
         )
         with torch.inference_mode():
@@ -215,9 +234,17 @@ class Recognizer:
                 slot = self._engine.new_slot(left_context=options.chunking.left_context)
             return Stream(self._engine, options, slot)
 
-    def slots(self, n_slots: int) -> SlotPool:
-        """Allocate the state of ``n_slots`` streams with the left context that streams use by default."""
-        left_context = round(self._left_context_s * 1000 / FRAME_MS)
+    def slots(self, n_slots: int, *, left_context_s: float | None = None) -> SlotPool:
+        """Allocate the state of streams.
+
+        Args:
+            n_slots: How many.
+            left_context_s: Seconds of visible past that they may use; None is what they use by default.
+
+        Returns:
+            The slots.
+        """
+        left_context = round((left_context_s or self._left_context_s) * 1000 / FRAME_MS)
         with torch.inference_mode():
             return SlotPool([self._engine.new_slot(left_context=left_context) for _ in range(n_slots)])
 
@@ -277,6 +304,22 @@ class Recognizer:
                 f"language must be one of {', '.join(self.languages)} for {self.name}, not {language!r}"
             )
         return code
+
+
+def _streaming_parts(model: Whisper, weights: str) -> tuple[CausalEncoder, Decoder]:
+    """What streams run: the model's modules, or copies in 8 bits with caches in 16."""
+    if weights == "fp32":
+        return CausalEncoder(model.encoder), Decoder(model.decoder, model.alignment_heads)
+    return (
+        CausalEncoder(model.encoder, blocks=int8.encoder_blocks(model.encoder), cache_dtype=torch.bfloat16),
+        Decoder(
+            model.decoder,
+            model.alignment_heads,
+            blocks=int8.decoder_blocks(model.decoder),
+            vocabulary=int8.Int8Linear(model.decoder.token_embedding.weight),
+            cache_dtype=torch.bfloat16,
+        ),
+    )
 
 
 def _check_range(name: str, value: int, *, low: int, high: int) -> None:

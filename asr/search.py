@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from asr.biasing import Biasing
-from asr.decoder import CrossCache, Decoder, DecoderJob, DecoderResult, SelfCache
+from asr.decoder import Decoder, DecoderJob, DecoderResult, FrameCache, SelfCache
 from asr.encoder import FRAME_MS, FRAME_SAMPLES
 from asr.events import SAMPLE_RATE
-from asr.rules import Context, Rule, only
+from asr.rules import Context, Rule, likeliest, only
 from asr.words import Token, Vocabulary
 
 MAX_DRAFT_TOKENS = 24  # beam search commits the oldest words of a longer draft although hypotheses disagree
@@ -136,15 +136,15 @@ class Search:
         """
         self._prefix = list(prefix)
         self._origin = origin
-        self._cache.truncate(0)
+        self._cache.reset()
         self.committed = list(committed)
         self.draft = ()
 
-    def advance(self, cross: CrossCache, *, n_in_segment: int) -> Steps[list[Token]]:
+    def advance(self, cross: FrameCache, *, n_in_segment: int) -> Steps[list[Token]]:
         """Decode with the frames heard so far.
 
         Args:
-            cross: The window's projected frames.
+            cross: The window's frames.
             n_in_segment: Committed tokens of the running segment.
 
         Returns:
@@ -174,12 +174,12 @@ class Search:
         """Replace the window's last committed tokens by the same with spans."""
         self.committed[len(self.committed) - len(aligned) :] = aligned
 
-    def attention(self, n_last: int, cross: CrossCache) -> Steps[Tensor]:
+    def attention(self, n_last: int, cross: FrameCache) -> Steps[Tensor]:
         """Look at the window's last committed tokens again, with all frames.
 
         Args:
             n_last: How many committed tokens.
-            cross: The window's projected frames.
+            cross: The window's frames.
 
         Returns:
             ``[A, n_last + 1, T]``: attention of the positions that predict each token and end-of-text.
@@ -191,7 +191,7 @@ class Search:
         result = yield DecoderJob(pending, self._cache, cross, n_logits=0)
         return result.attention[0, :, -n_last - 1 :]
 
-    def _greedy(self, pending: list[int], cross: CrossCache) -> Steps[_Hypothesis]:
+    def _greedy(self, pending: list[int], cross: FrameCache) -> Steps[_Hypothesis]:
         """Keep the draft while it still wins, then go on token by token."""
         drafted = [token.id for token in self.draft]
         rows = yield from self._score([*pending, *drafted], cross, n_rows=len(drafted) + 1)
@@ -201,7 +201,8 @@ class Search:
         row = n_returns = 0
         while True:
             following = self._apply_rules(rows.logits[row], hypothesis, cross)
-            winner, own = int(following.scores.argmax()), int(following.logprobs.argmax())
+            winner = likeliest(following.scores)
+            own = winner if self._biasing is None else likeliest(following.logprobs)
             regretted = self._regretted(hypothesis, winner, unswayed) if n_returns < MAX_RETURNS else None
             if regretted is None:
                 unswayed.append(self._extend(hypothesis, own, following, peak=rows.peaks[row]))
@@ -227,7 +228,7 @@ class Search:
         swayed = [i for i, other in enumerate(unswayed) if other.ids != ids[: i + 1]]
         return next((i for i in swayed if i >= len(ids) - n_left), None)
 
-    def _beam(self, pending: list[int], cross: CrossCache) -> Steps[list[_Hypothesis]]:
+    def _beam(self, pending: list[int], cross: FrameCache) -> Steps[list[_Hypothesis]]:
         """Search the open part with B hypotheses; the best ended ones come first."""
         assert self._beam_cache is not None
         rows = yield from self._score(pending, cross, n_rows=1)
@@ -255,7 +256,7 @@ class Search:
             )
 
     def _expand(
-        self, running: list[_Hypothesis], rows: _Rows, cross: CrossCache
+        self, running: list[_Hypothesis], rows: _Rows, cross: FrameCache
     ) -> tuple[list[_Hypothesis], list[int]]:
         """The likeliest continuations, best first, until B of them go on; and the row each comes from."""
         candidates = []
@@ -285,7 +286,7 @@ class Search:
         chosen = Token(token, float(following.logprobs[token]), peak)
         return _Hypothesis((*hypothesis.tokens, chosen), total)
 
-    def _apply_rules(self, logits: Tensor, hypothesis: _Hypothesis, cross: CrossCache) -> _Next:
+    def _apply_rules(self, logits: Tensor, hypothesis: _Hypothesis, cross: FrameCache) -> _Next:
         """Weigh the next token by the logits ``[V]``, which are written to."""
         if len(hypothesis.tokens) >= MAX_OPEN_TOKENS:
             only(logits, self._eot)
@@ -296,21 +297,24 @@ class Search:
             n_in_segment=self._n_in_segment + len(hypothesis.tokens),
             n_decided=len(tokens) if self._beam_size == 1 else len(self.committed),
         )
-        logprobs = logits.clone()
+        plain = logits.clone() if self._biasing else logits
         for rule in self._rules:
             rule.apply(logits, context)
-        logprobs[logits == -math.inf] = -math.inf
-        # What the rules add decides, but it is no probability: a word's confidence stays the model's own.
-        total = logprobs.logsumexp(dim=-1)
-        return _Next(logprobs - total, logits - total)
+        if self._biasing is None:
+            logprobs = logits.log_softmax(dim=-1)
+            return _Next(logprobs, logprobs)
+        # What the boost adds decides, but it is no probability: a word's confidence stays the model's own.
+        plain.masked_fill_(logits == -math.inf, -math.inf)
+        total = plain.logsumexp(dim=-1)
+        return _Next(plain - total, logits - total)
 
-    def _score(self, tokens: list[int], cross: CrossCache, *, n_rows: int) -> Steps[_Rows]:
+    def _score(self, tokens: list[int], cross: FrameCache, *, n_rows: int) -> Steps[_Rows]:
         """Step the one hypothesis by ``tokens``; the rows are the last positions."""
         batch = torch.tensor([tokens], device=self._device)
         result = yield DecoderJob(batch, self._cache, cross, n_logits=n_rows)
         return _Rows(result.logits[0], self._peaks(result)[0][-n_rows:])
 
-    def _score_beam(self, tokens: list[int], cross: CrossCache) -> Steps[_Rows]:
+    def _score_beam(self, tokens: list[int], cross: FrameCache) -> Steps[_Rows]:
         """Step every hypothesis by one token; the rows are the hypotheses."""
         assert self._beam_cache is not None
         batch = torch.tensor(tokens, device=self._device)[:, None]
@@ -333,6 +337,7 @@ class Search:
         """Let every hypothesis start from the committed tokens."""
         assert self._beam_cache is not None
         used = slice(0, self._cache.n_tokens)
+        self._beam_cache.reserve(self._cache.n_tokens)
         self._beam_cache.keys[:, :, used] = self._cache.keys[:, :, used]
         self._beam_cache.values[:, :, used] = self._cache.values[:, :, used]
         self._beam_cache.n_tokens = self._cache.n_tokens

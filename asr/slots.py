@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from asr.anchor import MAX_BACK
-from asr.decoder import CrossCache, Decoder, SelfCache
-from asr.encoder import FRAME_MS, FRAME_SAMPLES, MAX_CHUNK_MS, CausalEncoder, EncoderState
+from asr.decoder import Decoder, FrameCache, SelfCache
+from asr.encoder import FRAME_MS, MAX_CHUNK_MS, CausalEncoder, EncoderState
 from asr.features import LogMel
 from asr.head import HeadState, TransducerHead
 
+LAST_POSITION_SHARE = 28 / 30  # of the encoder's positions; then the window restarts
 HISTORY_FRAMES = 1000  # mel frames that can be encoded again
+HISTORY_ROOM = HISTORY_FRAMES + 250  # more than these, so that moving them to the front is rare
 
 
 @dataclass
@@ -21,16 +22,16 @@ class Slot:
     """The state of one stream. Nothing is read that it has not written, so a used slot needs no cleaning."""
 
     encoder: EncoderState
-    cross: CrossCache  # [L, 1, T_max, D] the window's frames as the decoder sees them
-    text: SelfCache  # [L, 1, U_max, D] the window's text
-    mel: Tensor  # [1, M, 2 HISTORY_FRAMES] newest raw mel frames
+    cross: FrameCache  # [1, T_max, D] the window's frames
+    text: SelfCache  # [L, 1, U_room, D] the window's text
+    mel: Tensor  # [1, M, HISTORY_ROOM] newest raw mel frames
     head: HeadState | None = None  # for the transducer, where there is one
 
     def reset(self) -> None:
         """Make it ready for another stream."""
         self.encoder.position = 0
         self.cross.n_frames = 0
-        self.text.truncate(0)
+        self.text.reset()
 
     @property
     def n_bytes(self) -> int:
@@ -38,13 +39,10 @@ class Slot:
         tensors = (
             self.encoder.keys,
             self.encoder.values,
-            self.cross.keys,
-            self.cross.values,
-            self.text.keys,
-            self.text.values,
             self.mel,
         )
-        return sum(tensor.nbytes for tensor in tensors) + (self.head.n_bytes if self.head else 0)
+        caches = self.cross.n_bytes + self.text.n_bytes + (self.head.n_bytes if self.head else 0)
+        return sum(tensor.nbytes for tensor in tensors) + caches
 
 
 def new_slot(
@@ -68,13 +66,11 @@ def new_slot(
         The slot.
     """
     device = encoder.weights.positional_embedding.device
-    # A step in mid-window is one chunk; a window's first re-encodes up to MAX_BACK of audio from nothing.
-    ring_slots = max(left_context + MAX_CHUNK_MS // FRAME_MS, MAX_BACK // FRAME_SAMPLES)
     return Slot(
-        encoder.init_state(ring_slots=ring_slots),
-        decoder.new_cross_cache(max_frames=encoder.n_ctx),
+        encoder.init_state(ring_slots=left_context + MAX_CHUNK_MS // FRAME_MS),
+        decoder.new_frame_cache(max_frames=int(encoder.n_ctx * LAST_POSITION_SHARE)),
         decoder.new_self_cache(),
-        torch.empty(1, log_mel.n_mels, 2 * HISTORY_FRAMES, device=device),
+        torch.empty(1, log_mel.n_mels, HISTORY_ROOM, device=device),
         head.init_state() if head else None,
     )
 

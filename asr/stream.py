@@ -26,12 +26,14 @@ from asr.second_pass import PendingFinal
 from asr.segment import Segment
 from asr.slots import Slot
 from asr.transducer_listener import open_listener
+from asr.vad import VadResult
 from asr.waits import Waits
 from asr.window import Window
 from asr.words import token_start
 
 SETTLE = SAMPLE_RATE  # the text may still change this long after the last speech
 HEARD_MARGIN = SAMPLE_RATE // 5  # audio around speech that a segment's last decoding must have heard
+REST = 2 * SAMPLE_RATE  # silence after which nothing is encoded until somebody speaks
 STALL = 2 * SAMPLE_RATE  # so much speech without a word: the decoder has lost its place
 STALL_AT_END = SAMPLE_RATE  # the same before a segment ends
 DETECTION_SPEECH = 2 * SAMPLE_RATE  # heard before the language is detected
@@ -56,6 +58,7 @@ class Stream:
         self._n_heard = 0  # with the silence after the last sample
         self._clock = 0  # samples heard when what happens now could be known, whatever the blocks
         self._ended_at: int | None = None  # end of speech whose segment waits for the last words' chunk
+        self._is_unsettled = True  # the last reading changed the text
         self._in_pause = False  # the window may restart in the silence
         self._finished = False
         self._finals: list[Final] = []
@@ -185,7 +188,9 @@ class Stream:
                 yield from self._hear(samples, events)
             if self._n_heard < self._window.due:
                 return
-            if self._listener.is_full:
+            if self._is_resting:
+                self._listener.rest(self._speech.ended + WORD_MARGIN)
+            elif self._listener.is_full:
                 yield from self._restart_in_speech()
             elif self._in_pause and self._listener.is_long:
                 self._listener.restart_in_pause(self._speech.ended + WORD_MARGIN)
@@ -193,6 +198,13 @@ class Stream:
             if self._n_heard >= self._window.due:
                 yield from self._encode()
                 yield from self._take(events)
+
+    @property
+    def _is_resting(self) -> bool:
+        """Whether nobody speaks, nothing is open, and the silence is long enough that it needs no frames."""
+        is_open = self._segment.begun is not None or self._segment.tokens or self._ended_at is not None
+        may_rest = self._options.adaptive and self._listener.can_rest and not is_open
+        return may_rest and self._speech.silent_for(REST)
 
     def _encode(self) -> Task[None]:
         frames = yield self._window.next_job()
@@ -202,6 +214,8 @@ class Stream:
     def _finish(self, events: list[Outcome]) -> Task[None]:
         self._finished = True
         while self._window.end < self._n_fed + self._listener.end_silence:
+            if self._is_resting and self._n_heard >= self._n_fed:
+                break
             self._pending = np.zeros(self._window.due - self._n_heard, np.float32)
             yield from self._hear_pending(events)
         yield from self._decode_undetected(events)
@@ -251,7 +265,18 @@ class Stream:
         self._listener.hear(signal)
         if self._options.second_pass or self._must_detect:
             self._audio.append(samples)
-        for change in self._speech.hear(signal):
+        job = self._speech.hear(signal)
+        if job is not None:
+            result = yield job
+            assert isinstance(result, VadResult), "the answer to a detector's job is its result"
+            yield from self._follow(result, events)
+        self._clock = self._n_heard
+        begun = self._segment.begun
+        self._audio.forget((self._n_heard - SAMPLE_RATE if begun is None else begun) - HEARD_MARGIN)
+
+    def _follow(self, result: VadResult, events: list[Outcome]) -> Task[None]:
+        """Notice where speech starts and ends."""
+        for change in self._speech.judge(result):
             self._clock = change.noticed
             if change.is_start:
                 events.append(SpeechStarted(min(change.time, self._n_fed)))
@@ -262,16 +287,13 @@ class Stream:
                 events.append(SpeechEnded(min(change.time, self._n_fed)))
                 self._ended_at = change.time
                 yield from self._close_if_heard(events)
-        self._clock = self._n_heard
-        begun = self._segment.begun
-        self._audio.forget((self._n_heard - SAMPLE_RATE if begun is None else begun) - HEARD_MARGIN)
 
     def _take(self, events: list[Outcome]) -> Task[None]:
         """Look at a new chunk: decode if there may be news, and end the segment where it is due."""
         begun = self._segment.begun
         if begun is None:
             yield from self._listener.skip()
-        elif self._listener.decoded < self._speech.ended + SETTLE:
+        elif self._may_hear_news:
             if self._must_detect and self._window.end >= begun + DETECTION_SPEECH:
                 self._detect_language()
             if not self._must_detect:
@@ -280,6 +302,14 @@ class Stream:
         yield from self._close_if_heard(events)
         yield from self._close_if_long(events)
 
+    @property
+    def _may_hear_news(self) -> bool:
+        """Whether frames may change the text: of speech not read yet, or after a reading that changed it."""
+        decoded, ended = self._listener.decoded, self._speech.ended
+        if self._options.adaptive and not self._is_unsettled and decoded >= ended + HEARD_MARGIN:
+            return False
+        return decoded < ended + SETTLE
+
     def _detect_language(self) -> None:
         assert self._segment.begun is not None
         _, samples = self._audio.read(self._segment.begun - HEARD_MARGIN, self._n_heard)
@@ -287,7 +317,10 @@ class Stream:
         self._must_detect = False
 
     def _decode(self, events: list[Outcome]) -> Task[None]:
-        self._segment.tokens += yield from self._listener.decode(n_in_segment=len(self._segment.tokens))
+        before = [token.id for token in self._listener.draft]
+        tokens = yield from self._listener.decode(n_in_segment=len(self._segment.tokens))
+        self._segment.tokens += tokens
+        self._is_unsettled = [token.id for token in (*tokens, *self._listener.draft)] != before
         events += self._segment.show(self._listener.draft, self._listener.vocabulary, now=self._now)
 
     def _decode_undetected(self, events: list[Outcome]) -> Task[None]:

@@ -18,7 +18,7 @@ from asr.encoder import MEL_PER_FRAME
 from asr.engine import Engine, Text
 from asr.events import SAMPLE_RATE
 from asr.features import LogMel
-from asr.listener import LAST_POSITION_SHARE, LONG_WINDOW, Listener, StreamOptions
+from asr.listener import LONG_WINDOW, Listener, StreamOptions
 from asr.slots import Slot
 from asr.transducer_reader import Reading, ReadJob, Then, TransducerReader
 from asr.waits import Waits
@@ -40,9 +40,11 @@ class TransducerListener:
         text: Tokenizer, vocabulary and rules of the language that is spoken.
         end_silence: Samples of silence after which the last words of a stream are read.
         waits: How long each frame read so far waited.
+        can_rest: Every frame is read, in silence too.
     """
 
     end_silence = 3 * SAMPLE_RATE // 5
+    can_rest = False
     has_old_draft = False  # a restarted window need not hear open words again
 
     def __init__(
@@ -78,8 +80,7 @@ class TransducerListener:
     @property
     def is_full(self) -> bool:
         """Whether the window has no room for the next chunk."""
-        last = int(self.window.n_ctx * LAST_POSITION_SHARE)
-        return self.window.position + self.window.n_next > last
+        return self.window.is_full
 
     @property
     def is_long(self) -> bool:
@@ -192,6 +193,14 @@ class TransducerListener:
         """Move the window on into the silence that began at a sample."""
         chunking = self.window.chunking
         self._restart(anchor_in_pause(silent_since, end=self.window.next_end, chunking=chunking))
+
+    def rest(self, silent_since: int) -> None:
+        """Never called: see ``can_rest``.
+
+        Args:
+            silent_since: Not needed.
+        """
+        raise AssertionError(f"a transducer reads every frame, also those of the silence from {silent_since}")
 
     def _restart(self, anchor: Anchor) -> None:
         self.window.restart(anchor.start // LogMel.block_size, n_frames=anchor.n_frames)

@@ -7,6 +7,7 @@ plain function (checked against the package's model in the tests). Axis letters:
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,27 @@ class VadState:
     hidden: Tensor  # [B, 128] LSTM output
     cell: Tensor  # [B, 128] LSTM cell
     context: Tensor  # [B, 64] the last samples of the window before
+
+
+@dataclass(frozen=True)
+class VadJob:
+    """One stream's next step.
+
+    Attributes:
+        samples: ``[1, 512 W]`` float32 in [-1, 1].
+        state: What came before.
+    """
+
+    samples: Tensor
+    state: VadState
+
+
+@dataclass(frozen=True)
+class VadResult:
+    """What a job yields."""
+
+    probabilities: Tensor  # [1, W]
+    state: VadState
 
 
 class SileroVad:
@@ -85,6 +107,38 @@ class SileroVad:
             last, self._weights["decoder.decoder.2.weight"], self._weights["decoder.decoder.2.bias"]
         )
         return score.sigmoid().squeeze(1), VadState(hidden, cell, signal[:, -_CONTEXT_SAMPLES:])
+
+    def step_jobs(self, jobs: Sequence[VadJob]) -> list[VadResult]:
+        """Go on with many streams; those with equally many windows are computed together.
+
+        Args:
+            jobs: At least one, of different streams.
+
+        Returns:
+            One result for each job.
+        """
+        groups: dict[int, list[int]] = {}
+        for index, job in enumerate(jobs):
+            groups.setdefault(job.samples.shape[-1], []).append(index)
+        results: dict[int, VadResult] = {}
+        for members in groups.values():
+            states = [jobs[i].state for i in members]
+            together = VadState(
+                torch.cat([state.hidden for state in states]),
+                torch.cat([state.cell for state in states]),
+                torch.cat([state.context for state in states]),
+            )
+            probabilities, after = self.step(torch.cat([jobs[i].samples for i in members]), together)
+            rows = zip(
+                probabilities.split(1),
+                after.hidden.split(1),
+                after.cell.split(1),
+                after.context.split(1),
+                strict=True,
+            )
+            for i, (probability, *state) in zip(members, rows, strict=True):
+                results[i] = VadResult(probability, VadState(*state))
+        return [results[index] for index in range(len(jobs))]
 
     def _extract(self, windows: Tensor) -> Tensor:
         """Features ``[N, 128]`` of windows ``[N, 576]``."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from asr.decoder import CrossCache
+from asr.decoder import FrameCache
 from asr.encoder import MEL_CONTEXT, MEL_PER_FRAME, Chunking, EncoderJob, EncoderState
 from asr.features import PEAK_FLOOR, LogMel, LogMelState, RunningNorm
 from asr.slots import HISTORY_FRAMES, Slot
@@ -22,7 +22,7 @@ class MelHistory:
     """The newest raw mel frames of a stream, addressed by their absolute index."""
 
     def __init__(self, frames: Tensor) -> None:
-        """Use ``[1, M, 2 HISTORY_FRAMES]``: twice the history, so that moving it to the front is rare."""
+        """Use ``[1, M, HISTORY_ROOM]``."""
         self._frames = frames
         self._first = 0  # absolute index of the frame in slot 0
         self.n_frames = 0
@@ -30,6 +30,10 @@ class MelHistory:
     def append(self, mel: Tensor) -> None:
         """Add frames ``[1, M, T]``."""
         n_slots = self._frames.shape[-1]
+        for part in mel.split(n_slots - HISTORY_FRAMES, dim=-1):
+            self._append(part, n_slots)
+
+    def _append(self, mel: Tensor, n_slots: int) -> None:
         used = self.n_frames - self._first
         if used + mel.shape[-1] > n_slots:
             kept = self._frames[..., used - HISTORY_FRAMES : used].clone()
@@ -50,7 +54,7 @@ class WindowJob:
     """A window's next step."""
 
     encoder: EncoderJob
-    cross: CrossCache | None  # gets the new frames, where Whisper's decoder reads them
+    cross: FrameCache | None  # gets the new frames, where Whisper's decoder reads them
 
 
 @dataclass(frozen=True)
@@ -92,13 +96,13 @@ class Window:
         self._device = slot.mel.device
         self._mel_state = log_mel.init_state(torch.zeros(1, 0, device=self._device))
         self._history = MelHistory(slot.mel)
-        self._encoder_state = slot.encoder
+        self._encoder_state = slot.encoder.narrow(chunking.left_context + chunking.size)
         self.restart(0, n_frames=chunking.first_size)
 
     @property
-    def n_ctx(self) -> int:
-        """Positions that a window has."""
-        return self.cross.keys.shape[2]
+    def is_full(self) -> bool:
+        """Whether the next step would go beyond the positions that a window uses."""
+        return self.position + self.n_next > self.cross.frames.shape[1]
 
     @property
     def origin(self) -> int:

@@ -152,6 +152,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         manifest=args.manifest,
         model=args.model,
         adapter=args.adapter,
+        weights=args.weights,
         head=args.head,
         decoder=args.decoder,
         latency=args.latency,

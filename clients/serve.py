@@ -82,6 +82,7 @@ def serve(args: argparse.Namespace) -> int:
         model=args.model,
         adapter=args.adapter,
         head=args.head,
+        weights=args.weights,
         device=args.device,
         threads=args.threads,
         log_format=args.log_format,

@@ -85,7 +85,7 @@ def load_recognizer(args: argparse.Namespace) -> Recognizer:
     """Load the model that the arguments name; imports torch.
 
     Args:
-        args: With model, adapter, head and device.
+        args: With model, adapter, head, weights and device.
 
     Returns:
         The recogniser.
@@ -96,7 +96,9 @@ def load_recognizer(args: argparse.Namespace) -> Recognizer:
     from asr import Recognizer
 
     try:
-        return Recognizer.load(args.model, adapter=args.adapter, head=args.head, device=args.device)
+        return Recognizer.load(
+            args.model, adapter=args.adapter, head=args.head, weights=args.weights, device=args.device
+        )
     except (RuntimeError, AssertionError) as error:  # torch's, for a device it does not have
         if args.device == "cpu":
             raise

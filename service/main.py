@@ -27,6 +27,7 @@ def run(
     device: str,
     threads: int | None,
     log_format: str = "text",
+    weights: str = "auto",
 ) -> int:
     """Serve until SIGTERM or SIGINT.
 
@@ -38,6 +39,7 @@ def run(
         device: A torch device.
         threads: For the model; None leaves one core to the event loop, which is faster under load.
         log_format: One of :data:`service.logs.LOG_FORMATS`.
+        weights: ``auto``, ``int8`` or ``fp32``.
 
     Returns:
         The exit code.
@@ -48,7 +50,9 @@ def run(
     configure_logs(log_format)
     n_threads = threads or max(1, (os.cpu_count() or 1) - 1)
     os.environ["OMP_NUM_THREADS"] = str(n_threads)  # torch reads it when it is first imported
-    load = partial(_load, config.defaults, model=model, adapter=adapter, head=head, device=device)
+    load = partial(
+        _load, config.defaults, model=model, adapter=adapter, head=head, weights=weights, device=device
+    )
     asyncio.run(_serve(config, load))
     return 0
 
@@ -71,11 +75,13 @@ async def _serve(config: ServerConfig, load: Callable[[], Recognizer]) -> None:
             await server.close()
 
 
-def _load(defaults: StreamSettings, *, model: str, adapter: str, head: str, device: str) -> Recognizer:
+def _load(
+    defaults: StreamSettings, *, model: str, adapter: str, head: str, weights: str, device: str
+) -> Recognizer:
     from asr import Recognizer
 
     try:
-        recognizer = Recognizer.load(model, adapter=adapter, head=head, device=device)
+        recognizer = Recognizer.load(model, adapter=adapter, head=head, weights=weights, device=device)
     except (RuntimeError, AssertionError) as error:  # torch's, for a device it does not have
         if device == "cpu":
             raise

@@ -81,7 +81,7 @@ class FakeRecognizer:
         return "Red green pink."
 
 
-def load_fake(model: str, adapter: str, head: str) -> Any:
+def load_fake(model: str, adapter: str, head: str, weights: str) -> Any:
     """A loader at module level, which other processes can import."""
     return FakeRecognizer()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from whisper.model import Whisper
 from whisper.tokenizer import get_tokenizer
 
-from asr.decoder import CrossCache, Decoder, DecoderJob, DecoderResult, SelfCache
+from asr.decoder import Decoder, DecoderJob, DecoderResult, FrameCache, SelfCache
 from asr.encoder import FRAME_SAMPLES
 from asr.rules import Context, LoopGuard, RateCap, StartWithAWord, SuppressTokens, default_rules
 from asr.search import MAX_DRAFT_TOKENS, MAX_OPEN_TOKENS, Search, Steps
@@ -48,6 +48,7 @@ class ScriptedDecoder:
         n_rows, n_new = job.tokens.shape
         self.n_stepped += n_rows * n_new
         start = job.text.n_tokens
+        job.text.reserve(start + n_new)
         job.text.keys[0, :, start : start + n_new, 0] = job.tokens.float()
         job.text.n_tokens += n_new
         logits = torch.full((n_rows, job.n_logits, N_VOCAB), -30.0)
@@ -85,7 +86,7 @@ class Alone:
     def draft(self) -> tuple[Token, ...]:
         return self.search.draft
 
-    def advance(self, cross: CrossCache) -> list[Token]:
+    def advance(self, cross: FrameCache) -> list[Token]:
         return self.run(self.search.advance(cross, n_in_segment=len(self.committed)))
 
     def run(self, steps: Steps[T]) -> T:
@@ -98,9 +99,9 @@ class Alone:
             answer = self.decoder.step([job])[0]
 
 
-def heard(n_frames: int) -> CrossCache:
+def heard(n_frames: int) -> FrameCache:
     """A cache of so many frames, without content."""
-    return CrossCache(torch.zeros(0), torch.zeros(0), n_frames)
+    return FrameCache(torch.zeros(0), n_frames)
 
 
 def search(script: Script, *, beam_size: int = 1, open_tokens: int = 2) -> Alone:
@@ -262,7 +263,7 @@ def test_random_weights_beam_of_one_is_greedy(tiny_model: Whisper) -> None:
     inner = beam.search
     inner._beam_cache = decoder.new_self_cache(n_rows=1)
     frames = torch.randn(1, 400, tiny_model.dims.n_audio_state, generator=torch.Generator().manual_seed(3))
-    cross = decoder.new_cross_cache(max_frames=400)
+    cross = decoder.new_frame_cache(max_frames=400)
     for start in range(0, 400, 50):
         decoder.append_frames([(frames[:, start : start + 50], cross)])
         greedy.advance(cross)
@@ -283,7 +284,7 @@ def test_random_weights_same_frames_same_text(tiny_model: Whisper) -> None:
     decoder = Decoder(tiny_model.decoder, tiny_model.alignment_heads)
     made = Alone(decoder, open_tokens=6)
     frames = torch.randn(1, 60, tiny_model.dims.n_audio_state, generator=torch.Generator().manual_seed(4))
-    cross = decoder.project_frames(frames)
+    cross = FrameCache(frames, frames.shape[1])
     made.advance(cross)
     draft = [token.id for token in made.draft]
     for _ in range(3):
@@ -327,7 +328,7 @@ def test_attention_equals_one_pass(tiny_model: Whisper) -> None:
     decoder = Decoder(tiny_model.decoder, tiny_model.alignment_heads)
     made = Alone(decoder, open_tokens=0)
     frames = torch.randn(1, 60, tiny_model.dims.n_audio_state, generator=torch.Generator().manual_seed(5))
-    cross = decoder.project_frames(frames)
+    cross = FrameCache(frames, frames.shape[1])
     made.advance(cross)
     n = len(made.committed)
     tokens = torch.tensor([[*START, *(token.id for token in made.committed)]])

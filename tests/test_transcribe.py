@@ -352,7 +352,7 @@ def test_an_unusable_device_is_one_line(wav: Callable[..., str], monkeypatch: An
 
     class Recognizer:
         @staticmethod
-        def load(model: str, *, adapter: str, head: str, device: str) -> None:
+        def load(model: str, *, adapter: str, head: str, weights: str, device: str) -> None:
             raise RuntimeError(f"Expected one of cpu, cuda, got {device}\nmore")
 
     monkeypatch.setattr(asr, "Recognizer", Recognizer, raising=False)

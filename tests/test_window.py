@@ -7,7 +7,7 @@ import torch
 from asr.decoder import Decoder
 from asr.encoder import FRAME_SAMPLES, CausalEncoder, Chunking
 from asr.features import LogMel, RunningNorm
-from asr.slots import HISTORY_FRAMES, new_slot
+from asr.slots import HISTORY_FRAMES, HISTORY_ROOM, new_slot
 from asr.window import Window
 from tests.tiny import tiny_whisper
 
@@ -31,7 +31,7 @@ def test_every_window_is_one_pass(signal: torch.Tensor, chunk_ms: int) -> None:
     chunking = Chunking.from_ms(chunk_ms)
     decoder = Decoder(model.decoder, model.alignment_heads)
     slot = new_slot(encoder, decoder, mel, left_context=chunking.left_context)
-    for tensor in (slot.encoder.keys, slot.encoder.values, slot.cross.keys, slot.cross.values, slot.mel):
+    for tensor in (slot.encoder.keys, slot.encoder.values, slot.cross.frames, slot.mel):
         tensor.fill_(torch.nan)  # whatever was not written must never be read
     window = Window(mel, chunking, slot)
     rng = np.random.default_rng(chunk_ms)
@@ -70,7 +70,7 @@ def test_history_is_bounded_and_addressed_absolutely(signal: torch.Tensor) -> No
     from asr.window import MelHistory
 
     frames = torch.arange(5000.0).expand(1, 80, -1)
-    history = MelHistory(torch.zeros(1, 80, 2 * HISTORY_FRAMES))
+    history = MelHistory(torch.zeros(1, 80, HISTORY_ROOM))
     for start in range(0, 5000, 37):
         history.append(frames[..., start : start + 37])
         newest = max(0, history.n_frames - HISTORY_FRAMES)

@@ -26,7 +26,7 @@ from whisper.audio import N_SAMPLES, log_mel_spectrogram, pad_or_trim
 from whisper.model import Whisper
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
-from asr.decoder import Decoder, DecoderJob
+from asr.decoder import Decoder, DecoderJob, FrameCache
 from asr.errors import AudioError
 from asr.events import SAMPLE_RATE
 from asr.words import BIAS_FRAMES, Vocabulary, token_starts
@@ -186,7 +186,7 @@ def transcribe_greedily(
     open_rows = set(range(len(features)))
     state = decoder.new_self_cache(n_rows=len(features))
     with torch.no_grad():
-        cross = decoder.project_frames(features)
+        cross = FrameCache(features, features.shape[1])
         while open_rows and len(texts[min(open_rows)]) < max_tokens:
             logits = decoder.step([DecoderJob(tokens, state, cross)])[0].logits[:, -1]
             logits[:, banned] = -torch.inf

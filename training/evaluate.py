@@ -79,7 +79,8 @@ def run(
     offline: bool,
     head: str = "auto",
     latency: str | float | None = None,
-    load: Callable[[str, str, str], Recognizer] | None = None,
+    weights: str = "auto",
+    load: Callable[[str, str, str, str], Recognizer] | None = None,
 ) -> int:
     """Stream a manifest and print a table and, as the last line, one JSON object.
 
@@ -99,7 +100,8 @@ def run(
         offline: Also measure the same weights on the padded window with adapters off.
         head: ``auto``, ``none`` or a folder.
         latency: The transducer's, as in :meth:`asr.Recognizer.stream`.
-        load: Gives the recognizer of a model, an adapter and a head (picklable), if not
+        weights: ``auto``, ``int8`` or ``fp32``.
+        load: Gives the recognizer of a model, an adapter, a head and a format of weights (picklable), if not
             ``Recognizer.load``.
 
     Returns:
@@ -117,7 +119,7 @@ def run(
     chosen = with_text[:limit]
     evaluated = evaluate(
         chosen,
-        loader=partial(load or load_recognizer, model, adapter, head),
+        loader=partial(load or load_recognizer, model, adapter, head, weights),
         settings=settings,
         forced=read_alignments(alignments) if alignments else {},
         workers=workers,
@@ -131,7 +133,13 @@ def run(
             elif file:
                 file.write(json.dumps(record(result), ensure_ascii=False) + "\n")
     report = summarize(results, chunk_ms=settings.chunk_ms)
-    report |= {"model": model, "adapter": adapter, "decoder": decoder, "beam_size": beam_size}
+    report |= {
+        "model": model,
+        "adapter": adapter,
+        "weights": weights,
+        "decoder": decoder,
+        "beam_size": beam_size,
+    }
     report |= {"head": head, "latency": latency} if decoder == "transducer" else {}
     report |= {"manifest": manifest.name, "workers": workers}
     report["n_without_text"] = len(utterances) - len(with_text)
@@ -140,9 +148,9 @@ def run(
     return 1 if report["n_failed"] else 0
 
 
-def load_recognizer(model: str, adapter: str, head: str = "auto") -> Recognizer:
-    """Return the recognizer of a model, an adapter and a head, on the CPU."""
-    return Recognizer.load(model, adapter=adapter, head=head)
+def load_recognizer(model: str, adapter: str, head: str = "auto", weights: str = "auto") -> Recognizer:
+    """Return the recognizer of a model, an adapter, a head and a format of weights, on the CPU."""
+    return Recognizer.load(model, adapter=adapter, head=head, weights=weights)
 
 
 def evaluate(

@@ -1,0 +1,36 @@
+"""In which format the weights that stream are multiplied."""
+
+from __future__ import annotations
+
+import torch
+
+from asr import int8
+from asr.errors import OptionError
+
+WEIGHT_FORMATS = ("auto", "int8", "fp32")
+
+
+def choose_format(wanted: str, *, device: torch.device) -> str:
+    """The format that a choice means here.
+
+    Args:
+        wanted: One of ``WEIGHT_FORMATS``.
+        device: Where the weights are.
+
+    Returns:
+        ``int8`` or ``fp32``.
+
+    Raises:
+        OptionError: There is no such format, or this processor has no use for it.
+    """
+    if wanted not in WEIGHT_FORMATS:
+        raise OptionError(f"weights must be one of {', '.join(WEIGHT_FORMATS)}, not {wanted!r}")
+    if wanted == "fp32":
+        return "fp32"
+    can_int8 = device.type == "cpu" and int8.is_exact()
+    if wanted == "int8" and not can_int8:
+        raise OptionError(
+            f"weights 'int8' need a CPU that adds up products of bytes exactly (AVX512-VNNI, for instance), "
+            f"which this {device.type} does not; choose 'fp32' or 'auto'"
+        )
+    return "int8" if can_int8 else "fp32"
