@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from asr import SAMPLE_RATE, AudioError, OptionError, Recognizer, Stream
-from training.alignment import align_words, spell_like_teacher
+from training.alignment import align_words
 from training.manifest import ManifestError, Utterance, WordTime, load_audio, read_alignments, read_manifest
 from training.metrics import (
     NO_EDITS,
@@ -34,6 +34,7 @@ from training.metrics import (
     word_latencies,
 )
 from training.report import EvaluatedUtterance, StreamedUtterance, format_table, record, summarize
+from training.spelling import spell_like_teacher
 
 MAX_ALIGNED_S = 30.0  # Whisper's window; longer utterances get no weak alignment
 
