@@ -77,6 +77,18 @@ def _register_data(subparsers: argparse._SubParsersAction[Any], look: dict[str, 
     add("--device", default="cpu", help="the teacher's torch device (default: cpu)")
     add("--json", action="store_true", help="print one JSON object instead of text")
     parser.set_defaults(run=run_data_check)
+    split = actions.add_parser(
+        "split",
+        help="cut a manifest into train, dev and test",
+        description="Write train.jsonl, dev.jsonl and test.jsonl: the end of the manifest is the test set, what "
+        "lies before it the dev set, because neighbouring recordings are alike.",
+        **look,
+    )
+    split.add_argument("manifest", type=Path, metavar="MANIFEST", help="a clean manifest")
+    split.add_argument("-o", "--output", type=Path, default=Path("."), metavar="DIR", help="(default: .)")
+    split.add_argument("--dev", type=float, default=3.0, metavar="MIN", help="minutes of dev (default: 3)")
+    split.add_argument("--test", type=float, default=5.0, metavar="MIN", help="minutes of test (default: 5)")
+    split.set_defaults(run=run_data_split)
 
 
 @_with_extra
@@ -105,6 +117,14 @@ def run_data_check(args: argparse.Namespace) -> int:
         json_output=args.json,
         device=args.device,
     )
+
+
+@_with_extra
+def run_data_split(args: argparse.Namespace) -> int:
+    """Cut a manifest into train, dev and test."""
+    from training import split
+
+    return split.run(manifest=args.manifest, output=args.output, dev_min=args.dev, test_min=args.test)
 
 
 def _register_align(subparsers: argparse._SubParsersAction[Any], look: dict[str, Any]) -> None:
