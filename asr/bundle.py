@@ -1,4 +1,4 @@
-"""One folder that holds all a finetuned model needs beside its base weights: adapter, head, and what they fit.
+"""One folder with all that a finetuned model needs beside its base weights: adapter, head, what they fit.
 
 ``foresound finetune`` writes such folders; :meth:`asr.recognizer.Recognizer.load` takes them for a model.
 """
@@ -60,15 +60,18 @@ def read_bundle(folder: str | Path) -> Bundle | None:
         raise AdapterError(
             f"{path}: format {bundle.format}, and this release reads {FORMAT}; update foresound"
         )
-    parts = {name: getattr(bundle, name) for name in ("adapter", "head")}
-    for name, part in parts.items():
-        if part is not None and not (folder / part).is_dir():
-            raise AdapterError(f"{path}: its {name} {part!r} is not in the folder; copy it whole")
-    base = bundle.base_model
     return Bundle(
-        str(folder / base) if base.startswith((".", "/")) else base,
-        *(None if part is None else str(folder / part) for part in parts.values()),
+        str(folder / bundle.base_model) if bundle.base_model.startswith((".", "/")) else bundle.base_model,
+        _part(folder, "adapter", bundle.adapter),
+        _part(folder, "head", bundle.head),
     )
+
+
+def _part(folder: Path, name: str, part: str | None) -> str | None:
+    """The path of a part, which must be there if there is one."""
+    if part is not None and not (folder / part).is_dir():
+        raise AdapterError(f"{folder / FILE}: its {name} {part!r} is not in the folder; copy it whole")
+    return None if part is None else str(folder / part)
 
 
 def base_of(model: str | Path) -> str | Path:

@@ -124,7 +124,8 @@ class Recognizer:
         own_adapter, own_head = shipped_adapter(checkpoint.name), shipped_head(checkpoint.name)
         if bundle:
             checkpoint = replace(checkpoint, name=Path(model).absolute().name)
-            own_adapter, own_head = (part and Path(part) for part in (bundle.adapter, bundle.head))
+            own_adapter = Path(bundle.adapter) if bundle.adapter else None
+            own_head = Path(bundle.head) if bundle.head else None
         folder = _folder(adapter, own_adapter)
         head_folder = _folder(head, own_head if adapter == "auto" and (folder or bundle) else None)
         loaded_head = None

@@ -57,9 +57,10 @@ def _register_data(subparsers: argparse._SubParsersAction[Any], look: dict[str, 
     parser = actions.add_parser(
         "check",
         help="count, find what is broken or suspicious, write a clean manifest",
-        description="Read recordings with transcripts from a JSON-lines manifest (ours or NeMo's keys), a CSV "
-        "or TSV table, a folder with .txt or .lab files beside the audio, LibriSpeech, LJSpeech, a Hugging "
-        "Face audiofolder, TextGrids or a CTM file; say what is in them and what is wrong, with file and line.",
+        description="Read recordings with transcripts from a JSON-lines manifest (ours or NeMo's keys), a "
+        "CSV or TSV table, a folder with .txt or .lab files beside the audio, LibriSpeech, LJSpeech, a "
+        "Hugging Face audiofolder, TextGrids or a CTM file; say what is in them and what is wrong, with file "
+        "and line.",
         **look,
     )
     add = parser.add_argument
@@ -68,7 +69,9 @@ def _register_data(subparsers: argparse._SubParsersAction[Any], look: dict[str, 
     add("--layout", choices=_LAYOUTS, default="auto", help="of the source (default: by its names)")
     for what in ("audio", "text", "speaker", "id"):
         add(f"--{what}-column", metavar="NAME", help=f"column or key with the {what} (default: usual names)")
-    add("--no-header", dest="has_header", action="store_false", help="columns have numbers, from 1, not names")
+    add(
+        "--no-header", dest="has_header", action="store_false", help="columns have numbers, from 1, not names"
+    )
     add("--audio-folder", type=Path, metavar="DIR", help="what audio paths are relative to")
     add("--speaker", metavar="NAME", help="of recordings whose source names none")
     add("--teacher", metavar="MODEL", help="compare the texts with what this Whisper hears")
@@ -80,8 +83,8 @@ def _register_data(subparsers: argparse._SubParsersAction[Any], look: dict[str, 
     split = actions.add_parser(
         "split",
         help="cut a manifest into train, dev and test",
-        description="Write train.jsonl, dev.jsonl and test.jsonl: the end of the manifest is the test set, what "
-        "lies before it the dev set, because neighbouring recordings are alike.",
+        description="Write train.jsonl, dev.jsonl and test.jsonl: the end of the manifest is the test set, "
+        "what lies before it the dev set, because neighbouring recordings are alike.",
         **look,
     )
     split.add_argument("manifest", type=Path, metavar="MANIFEST", help="a clean manifest")
@@ -131,8 +134,8 @@ def _register_align(subparsers: argparse._SubParsersAction[Any], look: dict[str,
     parser = subparsers.add_parser(
         "align",
         help="find out when each word of a manifest was said",
-        description="Give each word of a manifest's transcripts a time and a confidence, with Whisper itself; "
-        "find transcripts that are wrong. The same command goes on where it was stopped.",
+        description="Give each word of a manifest's transcripts a time and a confidence, with Whisper "
+        "itself; find transcripts that are wrong. The same command goes on where it was stopped.",
         **look,
     )
     add = parser.add_argument

@@ -173,9 +173,7 @@ def checked_utterances(manifest: Path, aligned: set[str]) -> list[Any]:
         )
     if len(usable) < len(found):
         n_left = len(found) - len(usable)
-        warnings.warn(
-            f"{manifest}: {n_left} utterances are not aligned, or wrong; left out", stacklevel=2
-        )
+        warnings.warn(f"{manifest}: {n_left} utterances are not aligned, or wrong; left out", stacklevel=2)
     return usable
 
 
@@ -215,7 +213,7 @@ def start_folder(start_from: str, base: Checkpoint) -> Path | None:
         return Path(start_from)
     folder = shipped_adapter(base.name)
     if folder is None:
-        raise AdapterError(f"no adapter ships for {base.name}; set start_from to none or to an adapter folder")
+        raise AdapterError(f"no adapter ships for {base.name}; set start_from to none or a folder")
     return folder
 
 

@@ -121,7 +121,10 @@ def run(
     short = [u for u in todo if u.duration_s <= MAX_S]
     print(f"{len(utterances)} utterances, {len(known & set(done))} aligned before", file=sys.stderr)
     found = _align_all(short, options, forced)
-    with output.open("a", encoding="utf-8") as file, tqdm(total=len(short), unit="utterance", disable=None) as bar:
+    with (
+        output.open("a", encoding="utf-8") as file,
+        tqdm(total=len(short), unit="utterance", disable=None) as bar,
+    ):
         for batch in found:
             file.writelines(aligned.to_json() + "\n" for aligned in batch)
             file.flush()
@@ -217,6 +220,8 @@ def _report(manifest: Path, output: Path, utterances: Sequence[Utterance]) -> in
     rows = [f"{manifest}:{lines[e.id]}\t{e.id}\t{e.distance:.3f}\t{e.text}\t{e.wrong}\n" for e in wrong]
     table.write_text("".join(["place\tid\tdistance\ttext\twrong\n", *rows]), encoding="utf-8")
     if wrong:
-        print(f"all of them are in {table}; none is trained on. Correct the text and align again, or leave it.")
+        print(
+            f"all of them are in {table}; none is trained on. Correct the text and align again, or leave it."
+        )
     print(json.dumps(summary))
     return 1 if missing else 0

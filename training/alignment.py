@@ -271,7 +271,7 @@ def align_group(
         shares = share_out(texts, teacher, durations_s=[u.duration_s for u in window.utterances])
         found = list(_align_window(model, tokenizer, window, feature, texts, shares))
         reasons = [
-            limits and find_wrong(each.text, share, confidence=each.confidence, limits=limits)
+            find_wrong(each.text, share, confidence=each.confidence, limits=limits) if limits else None
             for each, share in zip(found, shares, strict=True)
         ]
         wrong = {each.id for each, reason in zip(found, reasons, strict=True) if reason}
@@ -287,9 +287,7 @@ def align_group(
             yield _force(each, (forced or {}).get(each.id))
 
 
-def _hear(
-    model: Whisper, tokenizer: Tokenizer, windows: Sequence[Window]
-) -> list[tuple[Tensor, str]]:
+def _hear(model: Whisper, tokenizer: Tokenizer, windows: Sequence[Window]) -> list[tuple[Tensor, str]]:
     """Features ``[1500, D]`` and the teacher's text of each window."""
     if not windows:
         return []

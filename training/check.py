@@ -117,7 +117,9 @@ def run(
 
 def _probe_all(entries: Sequence[Entry], *, workers: int) -> Iterator[Checked]:
     with ThreadPoolExecutor(workers) as pool:
-        yield from tqdm(pool.map(probe, entries), total=len(entries), unit="file", file=sys.stderr, disable=None)
+        yield from tqdm(
+            pool.map(probe, entries), total=len(entries), unit="file", file=sys.stderr, disable=None
+        )
 
 
 def probe(entry: Entry) -> Checked:
@@ -158,7 +160,10 @@ def _audio_problems(entry: Entry, samples: np.ndarray) -> Iterator[tuple[str, st
     if duration_s < MIN_S:
         yield "too short", f"{duration_s:.3f} s of audio; remove it"
     if duration_s > MAX_S:
-        yield "too long", f"{duration_s:.1f} s, above {MAX_S:.0f} s; cut it in pauses, each piece with its text"
+        yield (
+            "too long",
+            f"{duration_s:.1f} s, above {MAX_S:.0f} s; cut it in pauses, each piece with its text",
+        )
     if peak < SILENT_PEAK:
         yield "silent", f"nothing louder than {peak:.1e} of full scale; was the right channel recorded?"
     clipped = float((np.abs(samples) > 0.999).mean())

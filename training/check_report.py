@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,9 +31,9 @@ def summarize(
     """
     good = [each for each in checked if each.duration_s > 0]
     durations = np.array([each.duration_s for each in good] or [0.0])
-    by_speaker: Counter[str] = Counter()
+    by_speaker: defaultdict[str, float] = defaultdict(float)
     for each in good:
-        by_speaker[each.entry.speaker or "(unknown)"] += round(each.duration_s)
+        by_speaker[each.entry.speaker or "(unknown)"] += each.duration_s
     counts, _ = np.histogram(durations, bins=[*BINS_S, np.inf])
     return {
         "n_recordings": len(checked),
@@ -44,7 +44,9 @@ def summarize(
             sum(each.duration_s for each in kept if each.entry.text is not None) / 3600, 4
         ),
         "n_words": sum(len((each.entry.text or "").split()) for each in kept),
-        "speakers": dict(by_speaker.most_common()),
+        "speakers": {
+            name: round(s, 1) for name, s in sorted(by_speaker.items(), key=lambda item: -item[1])
+        },
         "durations_s": {
             name: round(float(np.quantile(durations, q)), 2)
             for name, q in (("min", 0), ("p5", 0.05), ("p50", 0.5), ("p95", 0.95), ("max", 1))

@@ -74,7 +74,7 @@ class RunConfig:
     precision: str = "bf16"  # mixed precision: bf16, fp16 or no
     dev_manifest: Path | None = None  # chooses the best checkpoint
     general_manifest: Path | None = None  # watched, so that nothing is forgotten
-    general_tolerance: float = 0.02  # by how much of itself its word error rate may rise in the best checkpoint
+    general_tolerance: float = 0.02  # share of its word error rate by which it may rise
     dev_limit: int = 60
     dev_chunk_ms: int = 300
     tensorboard: bool = False
@@ -86,7 +86,7 @@ class AdapterPlan:
 
     __pydantic_config__: ClassVar = _STRICT
 
-    start_from: str = "none"  # auto (the shipped one), none, or an adapter folder; it decides ranks and modules
+    start_from: str = "none"  # auto (the shipped one), none, or a folder, which decides ranks and modules
     encoder_rank: int = 64  # 0 leaves the encoder alone
     decoder_rank: int = 32  # 0 leaves the decoder alone
     modules: tuple[str, ...] = ("query", "key", "value", "out", "mlp")

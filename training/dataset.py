@@ -275,9 +275,7 @@ def _nondecreasing(due: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(due), np.nan, forward)
 
 
-def _keep_start(
-    audio: np.ndarray, words: list[SaidWord], speed: float
-) -> tuple[np.ndarray, list[SaidWord]]:
+def _keep_start(audio: np.ndarray, words: list[SaidWord], speed: float) -> tuple[np.ndarray, list[SaidWord]]:
     """Drop what would pass the end of Whisper's 30 s window; words keep times before the speed change."""
     if len(audio) <= MAX_SAMPLES:
         return audio, words

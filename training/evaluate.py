@@ -24,6 +24,8 @@ from tqdm import tqdm
 
 from asr import SAMPLE_RATE, AudioError, OptionError, Recognizer, Stream
 from training.alignment import align_words
+from training.breakdown import judge_words
+from training.html_report import MeasuredModel, check_folder, write_report
 from training.manifest import ManifestError, Utterance, WordTime, load_audio, read_alignments, read_manifest
 from training.metrics import (
     NO_EDITS,
@@ -80,9 +82,11 @@ def run(
     offline: bool,
     head: str = "auto",
     latency: str | float | None = None,
+    also: Sequence[str] = (),
+    report: Path | None = None,
     load: Callable[[str, str, str], Recognizer] | None = None,
 ) -> int:
-    """Stream a manifest and print a table and, as the last line, one JSON object.
+    """Stream a manifest through one model or several; print a table and, as the last line, one JSON object.
 
     Args:
         manifest: File that :func:`read_manifest` reads; lines without text are counted and skipped.
@@ -100,6 +104,8 @@ def run(
         offline: Also measure the same weights on the padded window with adapters off.
         head: ``auto``, ``none`` or a folder.
         latency: The transducer's, as in :meth:`asr.Recognizer.stream`.
+        also: Other models to compare with, each ``MODEL`` or ``MODEL,ADAPTER``.
+        report: Folder for ``report.html`` with playable clips, plots and ``report.json``.
         load: Gives the recognizer of a model, an adapter and a head (picklable), if not
             ``Recognizer.load``.
 
@@ -116,29 +122,59 @@ def run(
     if not with_text:
         raise ManifestError(f"{manifest}: no line has a text, so there is nothing to compare with")
     chosen = with_text[:limit]
-    evaluated = evaluate(
-        chosen,
-        loader=partial(load or load_recognizer, model, adapter, head),
-        settings=settings,
-        forced=read_alignments(alignments) if alignments else {},
-        workers=workers,
-    )
-    results = []
+    if report is not None:
+        check_folder(report)
+    forced = read_alignments(alignments) if alignments else {}
+    measured = []
     with _create(output) as file:
-        for result in _with_progress(evaluated, len(chosen)):
-            results.append(result)
-            if result.error:
-                tqdm.write(f"{manifest}:{result.utterance.line}: skipped: {result.error}", file=sys.stderr)
-            elif file:
-                file.write(json.dumps(record(result), ensure_ascii=False) + "\n")
-    report = summarize(results, chunk_ms=settings.chunk_ms)
-    report |= {"model": model, "adapter": adapter, "decoder": decoder, "beam_size": beam_size}
-    report |= {"head": head, "latency": latency} if decoder == "transducer" else {}
-    report |= {"manifest": manifest.name, "workers": workers}
-    report["n_without_text"] = len(utterances) - len(with_text)
-    print(format_table(report["runs"]))
-    print(json.dumps(report))
-    return 1 if report["n_failed"] else 0
+        for name, its_adapter, its_head in [(model, adapter, head), *map(_parse_model, also)]:
+            evaluated = evaluate(
+                chosen,
+                loader=partial(load or load_recognizer, name, its_adapter, its_head),
+                settings=settings,
+                forced=forced,
+                workers=workers,
+            )
+            results = _collect(evaluated, manifest=manifest, n=len(chosen), file=file, model=name)
+            numbers = summarize(results, chunk_ms=settings.chunk_ms)
+            numbers |= {"model": name, "adapter": its_adapter, "decoder": decoder, "beam_size": beam_size}
+            numbers |= {"head": its_head, "latency": latency} if decoder == "transducer" else {}
+            numbers |= {"manifest": manifest.name, "workers": workers}
+            numbers["n_without_text"] = len(utterances) - len(with_text)
+            measured.append(MeasuredModel(_title(name, its_adapter), numbers, results))
+    print(format_table([{"model": m.title, **row} for m in measured for row in m.numbers["runs"]]))
+    first = measured[0].numbers
+    if len(measured) > 1:
+        first = {**first, "compared": [m.numbers for m in measured[1:]]}
+    if report is not None:
+        write_report(report, measured)
+        print(f"report in {report / 'report.html'}")
+    print(json.dumps(first))
+    return 1 if first["n_failed"] else 0
+
+
+def _collect(
+    evaluated: Iterator[EvaluatedUtterance], *, manifest: Path, n: int, file: IO[str] | None, model: str
+) -> list[EvaluatedUtterance]:
+    """All results of a model; each is written, or its error said, when it is there."""
+    results = []
+    for result in _with_progress(evaluated, n):
+        results.append(result)
+        if result.error:
+            tqdm.write(f"{manifest}:{result.utterance.line}: skipped: {result.error}", file=sys.stderr)
+        elif file:
+            file.write(json.dumps({"model": model, **record(result)}, ensure_ascii=False) + "\n")
+    return results
+
+
+def _parse_model(text: str) -> tuple[str, str, str]:
+    """Model, adapter and head of ``MODEL`` or ``MODEL,ADAPTER``."""
+    model, _, adapter = text.partition(",")
+    return model, adapter or "auto", "auto"
+
+
+def _title(model: str, adapter: str) -> str:
+    return model if adapter == "auto" else f"{model} with {adapter}"
 
 
 def load_recognizer(model: str, adapter: str, head: str = "auto") -> Recognizer:
@@ -235,6 +271,7 @@ def evaluate_utterance(
             StreamedUtterance(
                 chunk_ms=chunk_ms,
                 text=played.transcript.text,
+                words=judge_words(played.transcript.words, reference=text),
                 edits=count_edits(text, hypothesis=played.transcript.text),
                 compute_s=played.compute_s,
                 latencies=word_latencies(played.words, reference=times),

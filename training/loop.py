@@ -1,7 +1,7 @@
 """Finetune Whisper into a chunk-causal recogniser: one flat, resumable loop.
 
-``foresound finetune`` runs it as a YAML file says; ``python -m training.loop --manifest M --aligned A --output
-RUN [...]`` runs it alone. The same command resumes from the run's last checkpoint.
+``foresound finetune`` runs it as a YAML file says; ``python -m training.loop --manifest M --aligned A
+--output RUN [...]`` runs it alone. The same command resumes from the run's last checkpoint.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def train(config: TrainConfig) -> Progress:
     """Train to ``config.steps``, from the run's last checkpoint if there is one.
 
     Args:
-        config: The run. ``config.output`` receives ``checkpoint.pt``, ``log.csv``, ``dev.csv``, and the adapter
-            folders ``last`` and ``best`` (the lowest streaming WER on the dev manifest among those whose
-            WER on the general one has not risen too much; where training starts from an adapter, that
+        config: The run. ``config.output`` receives ``checkpoint.pt``, ``log.csv``, ``dev.csv``, and the
+            adapter folders ``last`` and ``best`` (the lowest streaming WER on the dev manifest among those
+            whose WER on the general one has not risen too much; where training starts from an adapter, that
             one is the first candidate).
 
     Returns:

@@ -11,7 +11,7 @@ B streams, U main tokens, P probes, T frames.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -48,8 +48,15 @@ class Targets:
 
     def to(self, device: torch.device) -> Targets:
         """The same on ``device``."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **moved)
+        return Targets(
+            self.tokens.to(device),
+            self.positions.to(device),
+            self.labels.to(device),
+            self.self_mask.to(device),
+            self.visible.to(device),
+            self.weights.to(device),
+            self.n_main,
+        )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ from training.config import RobustConfig
 from training.dataset import Example
 
 METHODS = ("none", "downweight")
-Observation = tuple[str, int, float]  # utterance, number of the word in it, probability that the model gave it
+Observation = tuple[
+    str, int, float
+]  # utterance, number of the word in it, probability that the model gave it
 
 
 class WordBeliefs:

@@ -16,8 +16,8 @@ PARTS = ("train", "dev", "test")
 def run(*, manifest: Path, output: Path, dev_min: float, test_min: float) -> int:
     """Write ``train.jsonl``, ``dev.jsonl`` and ``test.jsonl``.
 
-    Neighbouring recordings are alike, so dev and test are whole stretches: the end of the manifest is the test
-    set, what lies before it the dev set.
+    Neighbouring recordings are alike, so dev and test are whole stretches: the end of the manifest is the
+    test set, what lies before it the dev set.
 
     Args:
         manifest: A clean manifest.

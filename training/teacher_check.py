@@ -37,9 +37,7 @@ def ask_teacher(
     whisper = load_checkpoint(base_of(model), device=device).model
     tokenizer = teacher_tokenizer(whisper)
     heard = [
-        Utterance(
-            str(i), c.entry.audio, c.duration_s, c.entry.text, c.entry.speaker, "", 0, c.entry.offset_s
-        )
+        Utterance(str(i), c.entry.audio, c.duration_s, c.entry.text, c.entry.speaker, "", 0, c.entry.offset_s)
         for i, c in enumerate(checked)
         if c.is_clean and (c.entry.text or "").split()
     ]

@@ -1,7 +1,7 @@
 """What a finetuning run's YAML file may say, and how the command line changes it.
 
-Sections are the frozen dataclasses of :mod:`training.config`, so a key means the same everywhere. Unknown keys
-are errors that name the valid ones.
+Sections are the frozen dataclasses of :mod:`training.config`, so a key means the same everywhere. Unknown
+keys are errors that name the valid ones.
 """
 
 from __future__ import annotations
@@ -107,7 +107,11 @@ class FinetuneConfig(BaseModel):
         assert self.adapter is not None, "the caller asks only where one is trained"
         plan = asdict(self.adapter)
         return TrainConfig(
-            **self._shared(self.output / "adapter"), **plan, data=self.data, loss=self.loss, robust=self.robust
+            **self._shared(self.output / "adapter"),
+            **plan,
+            data=self.data,
+            loss=self.loss,
+            robust=self.robust,
         )
 
     def head_run(self, adapter: str) -> HeadTrainConfig:

@@ -34,7 +34,7 @@ def export(
     base = config.model
     if base not in available_names():
         base = str(Path(base).absolute())
-    Bundle(base, adapter and "adapter", head and "head").write(temporary)
+    Bundle(base, "adapter" if adapter else None, "head" if head else None).write(temporary)
     (temporary / "finetune.yaml").write_text(dump_config(config), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

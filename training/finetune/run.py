@@ -128,6 +128,4 @@ def _summary(progress: Progress) -> dict[str, object]:
         "general_wer_before": progress.first_general_wer,
         "general_wer": progress.best_general_wer,
     }
-    return {
-        name: round(value, 5) if math.isfinite(value) else None for name, value in numbers.items()
-    }
+    return {name: round(value, 5) if math.isfinite(value) else None for name, value in numbers.items()}

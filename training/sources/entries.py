@@ -6,7 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 AUDIO_SUFFIXES = frozenset(
-    ".wav .flac .ogg .opus .oga .mp3 .aiff .aif .aifc .au .caf .w64 .rf64 .sph .nist .snd".split()
+    [
+        ".wav",
+        ".flac",
+        ".ogg",
+        ".opus",
+        ".oga",
+        ".mp3",
+        ".aiff",
+        ".aif",
+        ".aifc",
+        ".au",
+        ".caf",
+        ".w64",
+        ".rf64",
+        ".sph",
+        ".nist",
+        ".snd",
+    ]
 )
 
 

@@ -137,7 +137,9 @@ def read_ljspeech(folder: Path, options: SourceOptions) -> Iterator[Entry | Prob
 def _found(path: Path, text: str | None, *, folder: Path, place: Path, options: SourceOptions) -> Entry:
     inside = path.relative_to(folder)
     speaker = options.speaker or (inside.parts[0] if len(inside.parts) > 1 else None)
-    return Entry(path.absolute(), text, str(place), id="-".join(inside.with_suffix("").parts), speaker=speaker)
+    return Entry(
+        path.absolute(), text, str(place), id="-".join(inside.with_suffix("").parts), speaker=speaker
+    )
 
 
 def _without_audio(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Problem]:

@@ -63,8 +63,11 @@ def read_table(path: Path, options: SourceOptions) -> Iterator[Entry | Problem]:
         return
     first = text.split("\n", 1)[0]
     delimiter = max(_DELIMITERS, key=first.count)
-    quoting = csv.QUOTE_NONE if delimiter in "\t|" else csv.QUOTE_MINIMAL
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting)
+    file = io.StringIO(text, newline="")
+    if delimiter in "\t|":  # there, quotation marks belong to the text
+        rows = csv.reader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+    else:
+        rows = csv.reader(file, delimiter=delimiter)
     names: list[str] | None = None
     try:
         for cells in rows:
