@@ -12,7 +12,7 @@ import soundfile
 
 from tests.conftest import FIXTURES
 from tests.corpus import write_corpus
-from training import align
+from training import align, alignment
 from training.alignment import AlignedUtterance, read_aligned
 from training.manifest import ManifestError, WordTime
 
@@ -25,11 +25,18 @@ def corpus(tmp_path: Path) -> Path:
     return write_corpus(tmp_path)
 
 
+@pytest.fixture
+def silent_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights never stop talking, which takes its time."""
+    monkeypatch.setattr(alignment, "transcribe_greedily", lambda model, tokenizer, x: [""] * len(x))
+
+
 def _align(corpus: Path, output: str, times: Path | None = None, **options: Any) -> int:
     settings = align.AlignOptions(model=str(corpus / "w.pt"), limits=None, **options)
     return align.run(manifest=corpus / "m.jsonl", output=corpus / output, times=times, options=settings)
 
 
+@pytest.mark.usefixtures("silent_teacher")
 def test_aligning_goes_on_where_it_was_cut(corpus: Path, capsys: Any) -> None:
     """Lines that are there are kept, half a line is not, and nothing is done twice."""
     assert _align(corpus, "whole.jsonl") == 0
@@ -58,6 +65,7 @@ def test_several_processes_find_the_same(corpus: Path, capsys: Any) -> None:
         assert [w.end_s for w in each.words] == pytest.approx([w.end_s for w in two[id].words], abs=0.05)
 
 
+@pytest.mark.usefixtures("silent_teacher")
 def test_broken_audio_and_long_audio_do_not_stop_the_rest(corpus: Path, capsys: Any) -> None:
     """They are named with their line, and the exit code says so."""
     (corpus / "s-c-0002.wav").write_bytes(b"broken")
@@ -75,6 +83,7 @@ def test_broken_audio_and_long_audio_do_not_stop_the_rest(corpus: Path, capsys: 
     assert "m.jsonl:5: above 29.5 s" in printed
 
 
+@pytest.mark.usefixtures("silent_teacher")
 def test_forced_times_replace_weak_ones(corpus: Path, capsys: Any) -> None:
     """A CTM's ends are taken over, the spelling stays."""
     rows = ["s-c-0000 1 0.25 0.5 hello\n", "s-c-0000 1 0.9 0.35 world\n"]
@@ -110,7 +119,7 @@ def test_a_wrong_transcript_is_found_and_its_neighbour_is_not_hurt(tmp_path: Pat
     every = read_aligned(output, with_wrong=True)
     assert every["wrong"].wrong is not None
     right = every["right"]
-    assert right.text.startswith("And so, my fellow Americans")
+    assert right.text.lower().startswith("and so my fellow americans")
     assert right.confidence > 0.6
     ends = [word.end_s for word in right.words]
     assert ends == sorted(ends)

@@ -32,12 +32,12 @@ def test_nothing_heard_and_nothing_said() -> None:
 
 def test_both_ears_must_agree_that_a_text_is_wrong() -> None:
     """Far from what is heard and improbable; a few words only if next to impossible."""
-    (far,) = share_out(["one two three four"], "something else was said", durations_s=[2.0])
+    (far,) = share_out(["red green blue gold"], "something else was said", durations_s=[2.0])
     limits = Limits(distance=0.7, confidence=0.5)
-    assert find_wrong("one two three four", far, confidence=0.1, limits=limits)
-    assert find_wrong("one two three four", far, confidence=0.6, limits=limits) is None
-    assert find_wrong("one two", far, confidence=0.1, limits=limits) is None
-    assert find_wrong("one two", far, confidence=0.01, limits=limits)
+    assert find_wrong("red green blue gold", far, confidence=0.1, limits=limits)
+    assert find_wrong("red green blue gold", far, confidence=0.6, limits=limits) is None
+    assert find_wrong("red green", far, confidence=0.1, limits=limits) is None
+    assert find_wrong("red green", far, confidence=0.01, limits=limits)
 
 
 def test_spelling_is_taken_over_where_words_agree() -> None:

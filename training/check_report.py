@@ -44,9 +44,7 @@ def summarize(
             sum(each.duration_s for each in kept if each.entry.text is not None) / 3600, 4
         ),
         "n_words": sum(len((each.entry.text or "").split()) for each in kept),
-        "speakers": {
-            name: round(s, 1) for name, s in sorted(by_speaker.items(), key=lambda item: -item[1])
-        },
+        "speakers": {name: round(s, 1) for name, s in sorted(by_speaker.items(), key=lambda item: -item[1])},
         "durations_s": {
             name: round(float(np.quantile(durations, q)), 2)
             for name, q in (("min", 0), ("p5", 0.05), ("p50", 0.5), ("p95", 0.95), ("max", 1))
