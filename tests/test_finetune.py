@@ -254,7 +254,8 @@ def test_layers_are_chosen(corpus: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_share_the_batches(corpus: Path) -> None:
     """torchrun with two CPU processes: the adapter is that of one process with both batches in each step."""
-    both = {"precision": "no", "robust": {"method": "none"}, "data": {"noise_only_share": 0.0}}
+    # Every frame visible and every stream taught: nothing is left that two processes would draw differently.
+    both = {"robust": {"method": "none"}, "loss": {"full_share": 1.0, "teacher_share": 1.0}}
     alone = _config(corpus, "alone", "--adapter.accumulate", "2", *_flat(both))
     finetune(alone)
     shared = _config(corpus, "shared", *_flat(both), "--dev-manifest", str(corpus / "m.jsonl"))
@@ -279,10 +280,12 @@ def test_two_processes_share_the_batches(corpus: Path) -> None:
         load_file(corpus / name / "adapter" / "last" / "adapter_model.safetensors")
         for name in ("alone", "shared")
     )
-    moved = max(float(value.abs().max()) for name, value in one.items() if "lora_B" in name)
-    # Probes and taught streams are drawn per step in each process, so that the two see other ones.
-    assert moved > 1e-4
-    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 2 * moved
+    joined = [
+        torch.cat([each[name].float().flatten() for name in sorted(each) if "lora_B" in name])
+        for each in (one, two)
+    ]
+    assert joined[0].abs().max() > 1e-4
+    assert torch.cosine_similarity(*joined, dim=0) > 0.98
 
 
 def _flat(values: dict[str, Any]) -> list[str]:
