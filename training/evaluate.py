@@ -124,6 +124,9 @@ def run(
     chosen = with_text[:limit]
     if report is not None:
         check_folder(report)
+    shared = {"decoder": decoder, "beam_size": beam_size, "manifest": manifest.name, "workers": workers}
+    shared |= {"latency": latency} if decoder == "transducer" else {}
+    shared["n_without_text"] = len(utterances) - len(with_text)
     forced = read_alignments(alignments) if alignments else {}
     measured = []
     with _create(output) as file:
@@ -137,20 +140,23 @@ def run(
             )
             results = _collect(evaluated, manifest=manifest, n=len(chosen), file=file, model=name)
             numbers = summarize(results, chunk_ms=settings.chunk_ms)
-            numbers |= {"model": name, "adapter": its_adapter, "decoder": decoder, "beam_size": beam_size}
-            numbers |= {"head": its_head, "latency": latency} if decoder == "transducer" else {}
-            numbers |= {"manifest": manifest.name, "workers": workers}
-            numbers["n_without_text"] = len(utterances) - len(with_text)
+            numbers |= {"model": name, "adapter": its_adapter, **shared}
+            numbers |= {"head": its_head} if decoder == "transducer" else {}
             measured.append(MeasuredModel(_title(name, its_adapter), numbers, results))
+    _print(measured, report)
+    return 1 if measured[0].numbers["n_failed"] else 0
+
+
+def _print(measured: Sequence[MeasuredModel], report: Path | None) -> None:
+    """Print the table and the JSON object, and write the report if there is to be one."""
     print(format_table([{"model": m.title, **row} for m in measured for row in m.numbers["runs"]]))
-    first = measured[0].numbers
+    numbers = measured[0].numbers
     if len(measured) > 1:
-        first = {**first, "compared": [m.numbers for m in measured[1:]]}
+        numbers = {**numbers, "compared": [each.numbers for each in measured[1:]]}
     if report is not None:
         write_report(report, measured)
         print(f"report in {report / 'report.html'}")
-    print(json.dumps(first))
-    return 1 if first["n_failed"] else 0
+    print(json.dumps(numbers))
 
 
 def _collect(

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,9 @@ from asr.encoder import FRAME_MS, Chunking
 from asr.events import SAMPLE_RATE
 from training.adapter_run import AdapterRun, Progress, evaluate, prepare, resume, save
 from training.config import DataConfig, LossConfig, RobustConfig, TrainConfig
-from training.losses import LossParts
+from training.dataset import Example
 from training.robust import observations
-from training.runs import Position, load_batches, parse_settings, warm_cosine
+from training.runs import Loaded, Position, load_batches, parse_settings, warm_cosine
 
 
 def train(config: TrainConfig) -> Progress:
@@ -38,7 +38,7 @@ def train(config: TrainConfig) -> Progress:
         ForesoundError: Something that the run needs cannot be used; said before the first step.
     """
     run = prepare(config)
-    workers, beliefs = run.workers, run.beliefs
+    workers = run.workers
     progress = resume(run)
     batches = load_batches(
         run.dataset,
@@ -51,35 +51,8 @@ def train(config: TrainConfig) -> Progress:
     if progress.step == 0 and config.start_from != "none":
         evaluate(run, progress)
     while progress.step < config.steps and not _is_stale(config, progress):
-        started = time.monotonic()
-        rng = np.random.default_rng([config.seed, progress.step])
-        chunking = _draw_chunking(config, rng)
-        seen = []
-        hours = 0.0
-        for _ in range(config.accumulate):
-            loaded = next(batches)
-            examples = loaded.content
-            weights = [beliefs.weights(example) for example in examples]
-            parts = run.loss(examples, chunking=chunking, rng=rng, weights=weights)
-            workers.backward(parts.total / config.accumulate)
-            seen += observations(examples, parts.probabilities)
-            hours += sum(len(e.clean) for e in examples) / SAMPLE_RATE / 3600
-        beliefs.observe(workers.gather(seen))
-        rate = config.learning_rate * warm_cosine(
-            progress.step, warmup_steps=config.warmup_steps, steps=config.steps
-        )
-        for group in run.optimizer.param_groups:
-            group["lr"] = rate
-        workers.average_gradients(run.parameters)
-        norm = workers.clip(run.parameters, config.clip_norm)
-        workers.step(run.optimizer, norm)
-        progress.step += 1
-        progress.epoch, progress.batch = loaded.following.epoch, loaded.following.batch
-        progress.hours += workers.sum([hours])[0]
-        seconds = time.monotonic() - started
-        counted = np.concatenate(weights) if weights else np.ones(1)
-        row = _row(progress, parts, chunking, norm=norm.item(), rate=rate, seconds=seconds)
-        run.log.write("log", row | {"counted": round(float(counted.mean()), 4)})
+        row = _step(run, progress, batches)
+        run.log.write("log", row)
         bar.set_postfix(loss=row["loss"], token=row["token"], feature=row["feature"], refresh=False)
         bar.update()
         finished = progress.step == config.steps
@@ -95,20 +68,33 @@ def train(config: TrainConfig) -> Progress:
     return progress
 
 
-def _is_stale(config: TrainConfig, progress: Progress) -> bool:
-    """Whether nothing has become better for too long."""
-    return config.patience > 0 and progress.n_stale >= config.patience
-
-
-def _draw_chunking(config: TrainConfig, rng: np.random.Generator) -> Chunking:
-    weights = np.array(config.chunk_weights or [1.0] * len(config.chunk_ms))
-    size_ms = int(rng.choice(config.chunk_ms, p=weights / weights.sum()))
-    return Chunking.from_ms(size_ms, initial=config.initial_chunks, left_context_s=config.left_context_s)
-
-
-def _row(
-    progress: Progress, parts: LossParts, chunking: Chunking, *, norm: float, rate: float, seconds: float
-) -> dict[str, Any]:
+def _step(run: AdapterRun, progress: Progress, batches: Iterator[Loaded[list[Example]]]) -> dict[str, Any]:
+    """One step of the optimiser, on the next batches; returns its row of the log."""
+    config, workers, started = run.config, run.workers, time.monotonic()
+    rng = np.random.default_rng([config.seed, progress.step])
+    chunking = _draw_chunking(config, rng)
+    seen, counted, hours = [], [], 0.0
+    for _ in range(config.accumulate):
+        loaded = next(batches)
+        examples = loaded.content
+        weights = [run.beliefs.weights(example) for example in examples]
+        parts = run.loss(examples, chunking=chunking, rng=rng, weights=weights)
+        workers.backward(parts.total / config.accumulate)
+        seen += observations(examples, parts.probabilities)
+        counted += weights
+        hours += sum(len(example.clean) for example in examples) / SAMPLE_RATE / 3600
+    run.beliefs.observe(workers.gather(seen))
+    rate = config.learning_rate * warm_cosine(
+        progress.step, warmup_steps=config.warmup_steps, steps=config.steps
+    )
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    workers.average_gradients(run.parameters)
+    norm = workers.clip(run.parameters, config.clip_norm)
+    workers.step(run.optimizer, norm)
+    progress.step += 1
+    progress.epoch, progress.batch = loaded.following.epoch, loaded.following.batch
+    progress.hours += workers.sum([hours])[0]
     return {
         "step": progress.step,
         "epoch": progress.epoch,
@@ -118,10 +104,22 @@ def _row(
         "token": round(parts.token.item(), 4),
         "teacher": round(parts.teacher.item(), 4),
         "feature": round(parts.feature.item(), 4),
-        "norm": round(norm, 3),
+        "norm": round(norm.item(), 3),
         "rate": round(rate, 8),
-        "seconds": round(seconds, 2),
+        "counted": round(float(np.concatenate(counted).mean()), 4),  # mean weight of a token
+        "seconds": round(time.monotonic() - started, 2),
     }
+
+
+def _is_stale(config: TrainConfig, progress: Progress) -> bool:
+    """Whether nothing has become better for too long."""
+    return config.patience > 0 and progress.n_stale >= config.patience
+
+
+def _draw_chunking(config: TrainConfig, rng: np.random.Generator) -> Chunking:
+    weights = np.array(config.chunk_weights or [1.0] * len(config.chunk_ms))
+    size_ms = int(rng.choice(config.chunk_ms, p=weights / weights.sum()))
+    return Chunking.from_ms(size_ms, initial=config.initial_chunks, left_context_s=config.left_context_s)
 
 
 def _write_doubtful(run: AdapterRun) -> None:

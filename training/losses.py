@@ -103,7 +103,6 @@ def build_targets(
     tokens, labels = np.full(shape, eot), np.full(shape, IGNORE)
     positions, visible = np.zeros(shape, np.int64), np.full(shape, n_frames)
     positions[:, :n_main] = np.arange(n_main)
-    counts = np.ones(shape, np.float32)
     mask = np.zeros((*shape, shape[1]), dtype=bool)
     mask[:, np.arange(shape[1]), np.arange(shape[1])] = True
     mask[:, :n_main, :n_main] |= np.tri(n_main, dtype=bool)
@@ -113,10 +112,6 @@ def build_targets(
         tokens[b, probes], labels[b, probes] = row.tokens[row.probe_at], eot
         positions[b, probes], visible[b, probes] = row.probe_at, row.probe_visible
         mask[b, probes, :n_main] = np.arange(n_main) < row.probe_at[:, None]
-        if weights is not None and examples[b].tokens is not None:
-            first = len(examples[b].prefix) - 1  # the position that predicts the first text token
-            counts[b, first : len(row.tokens)] = weights[b]
-            counts[b, probes] = weights[b][row.probe_at - first]
     as_tensor = torch.from_numpy
     return Targets(
         as_tensor(tokens),
@@ -124,9 +119,26 @@ def build_targets(
         as_tensor(labels),
         as_tensor(mask),
         as_tensor(visible),
-        as_tensor(counts),
+        as_tensor(_counts(examples, rows, shape, n_main, weights)),
         n_main,
     )
+
+
+def _counts(
+    examples: Sequence[Example],
+    rows: Sequence[_Row],
+    shape: tuple[int, int],
+    n_main: int,
+    weights: Sequence[np.ndarray] | None,
+) -> np.ndarray:
+    """How much each position counts, ``[B, M]``; a probe as the token that it must wait for."""
+    counts = np.ones(shape, np.float32)
+    for b, (example, row) in enumerate(zip(examples, rows, strict=True)):
+        if weights is not None and example.tokens is not None:
+            first = len(example.prefix) - 1  # the position that predicts the first text token
+            counts[b, first : len(row.tokens)] = weights[b]
+            counts[b, n_main : n_main + len(row.probe_at)] = weights[b][row.probe_at - first]
+    return counts
 
 
 @dataclass(frozen=True)
