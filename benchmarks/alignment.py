@@ -2,7 +2,7 @@
 
 Run as ``python -m benchmarks.alignment --manifest M.jsonl --alignments A.jsonl``. The last line of the output
 is one JSON object. With ``--known``, phrases are cut out of the recordings and set between digital silence,
-so that the ends of their last words are known to the sample, whatever the forced aligner thinks of the others.
+so that the ends of their last words are known to the sample, whatever the forced aligner thinks.
 """
 
 from __future__ import annotations
