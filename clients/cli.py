@@ -95,12 +95,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the arguments; a subcommand that takes settings gets what it does not know as ``settings``."""
-    parser = build_parser()
-    args, unknown = parser.parse_known_args(argv)
-    if unknown and not getattr(args, "takes_settings", False):
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    args.settings = unknown
+    """Parse the arguments; those of ``finetune`` that set keys of its file are put aside first."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    settings: list[str] = []
+    if arguments[:1] == ["finetune"]:
+        arguments, settings = train.split_settings(arguments)
+    args = build_parser().parse_args(arguments)
+    args.settings = settings
     return args
 
 

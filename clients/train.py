@@ -6,7 +6,7 @@ Each imports the work, and torch with it, only when it runs.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from clients.common import (
     report_error,
 )
 
-_LAYOUTS = ("auto", "jsonl", "table", "ctm", "librispeech", "ljspeech", "audiofolder", "textgrid", "folder")
+LAYOUTS = ("auto", "jsonl", "table", "ctm", "librispeech", "ljspeech", "audiofolder", "textgrid", "folder")
 
 
 def register(subparsers: argparse._SubParsersAction[Any], *, epilog: str) -> None:
@@ -66,7 +66,7 @@ def _register_data(subparsers: argparse._SubParsersAction[Any], look: dict[str, 
     add = parser.add_argument
     add("source", type=Path, metavar="SOURCE", help="a file or folder")
     add("-o", "--output", type=Path, metavar="CLEAN.jsonl", help="write the usable recordings there")
-    add("--layout", choices=_LAYOUTS, default="auto", help="of the source (default: by its names)")
+    add("--layout", choices=LAYOUTS, default="auto", help="of the source (default: by its names)")
     for what in ("audio", "text", "speaker", "id"):
         add(f"--{what}-column", metavar="NAME", help=f"column or key with the {what} (default: usual names)")
     add(
@@ -163,6 +163,7 @@ def _register_align(subparsers: argparse._SubParsersAction[Any], look: dict[str,
         help="mean probability of its words below which the teacher doubts it (default: 0.5)",
     )
     add("--trust", action="store_true", help="call no transcript wrong")
+    add("--keep-spelling", action="store_true", help="give no transcript case and marks of the teacher's")
     parser.set_defaults(run=run_align)
 
 
@@ -183,6 +184,7 @@ def run_align(args: argparse.Namespace) -> int:
             device=args.device,
             batch_size=args.batch_size,
             processes=args.processes,
+            keep_spelling=args.keep_spelling,
             limits=None if args.trust else Limits(args.max_distance, args.min_confidence),
         ),
     )
@@ -200,7 +202,29 @@ def _register_finetune(subparsers: argparse._SubParsersAction[Any], look: dict[s
     add("config", type=Path, nargs="?", metavar="CONFIG.yaml", help="the run; see docs/finetune.md")
     add("--smoke", action="store_true", help="run the whole chain in two steps, on CONFIG's data or on noise")
     add("--print-config", action="store_true", help="print all settings as they would be used, and stop")
-    parser.set_defaults(run=run_finetune, takes_settings=True)
+    parser.set_defaults(run=run_finetune)
+
+
+def split_settings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Put aside the arguments that set keys of a configuration.
+
+    Args:
+        arguments: Of ``foresound finetune``, the command included.
+
+    Returns:
+        The parser's own arguments; and ``--key.path VALUE`` or ``--key.path=VALUE``, in order.
+    """
+    own, settings = [], []
+    rest = list(arguments)
+    while rest:
+        first = rest.pop(0)
+        if not first.startswith("--") or first in ("--help", "--smoke", "--print-config"):
+            own.append(first)
+            continue
+        settings.append(first)
+        if "=" not in first and rest:
+            settings.append(rest.pop(0))
+    return own, settings
 
 
 @_with_extra

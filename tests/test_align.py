@@ -91,7 +91,7 @@ def test_forced_times_replace_weak_ones(corpus: Path, capsys: Any) -> None:
     _align(corpus, "a2.jsonl", times=corpus / "w.ctm")
     aligned = read_aligned(corpus / "a2.jsonl")
     words = [(word.word, word.start_s, word.end_s) for word in aligned["s-c-0000"].words]
-    assert words == [("hello", 0.25, 0.75), ("world", 0.9, 1.25)]
+    assert words == [("Hello", 0.25, 0.75), ("world", 0.9, 1.25)]
     assert [word.end_s for word in aligned["s-c-0001"].words] != [0.75, 1.25]
 
 

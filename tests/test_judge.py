@@ -41,9 +41,11 @@ def test_both_ears_must_agree_that_a_text_is_wrong() -> None:
 
 
 def test_spelling_is_taken_over_where_words_agree() -> None:
-    """Case and marks come from the teacher; other words and mixed-case texts stay."""
+    """Case and marks come from the teacher; other words stay, and so do texts that are not plain."""
     assert spell_like_teacher("IT'S MISTER BROWN I SAID", "It's Mr. Brown, I said.") == (
         "It's mister Brown, I said."
     )
     assert spell_utterances(["HELLO ANN", "GO ON"], "Hello, Ann. Go on!") == ["Hello, Ann.", "Go on!"]
+    assert spell_utterances(["hello ann"], "Hello, Ann.") == ["Hello, Ann."]
     assert spell_utterances(["Hello Ann"], "hello, ann") == ["Hello Ann"]
+    assert spell_utterances(["hello, ann"], "Hello Ann!") == ["hello, ann"]

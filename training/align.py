@@ -50,6 +50,8 @@ class AlignOptions:
     """Windows of 30 s that are encoded together."""
     processes: int = 1
     limits: Limits | None = Limits()
+    keep_spelling: bool = False
+    """Leave plain transcripts without the teacher's case and punctuation."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class _Teacher:
             windows,  # type: ignore[arg-type]
             limits=self.options.limits,
             forced=self.forced,
+            keep_spelling=self.options.keep_spelling,
         )
 
     def _align_alone(self, utterances: Sequence[Utterance]) -> Iterator[AlignedUtterance]:

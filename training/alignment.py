@@ -250,6 +250,7 @@ def align_group(
     *,
     limits: Limits | None = None,
     forced: Mapping[str, Sequence[WordTime]] | None = None,
+    keep_spelling: bool = False,
 ) -> Iterator[AlignedUtterance]:
     """Spell, judge and align every utterance of some windows, in order.
 
@@ -259,6 +260,7 @@ def align_group(
         windows: From :func:`build_window`.
         limits: When a transcript is wrong; None judges nothing.
         forced: Word times by utterance id from elsewhere; they replace weak ones.
+        keep_spelling: Leave plain transcripts as they are.
 
     Yields:
         One result per utterance. A wrong transcript does not blur the times of those beside it: their window
@@ -267,7 +269,8 @@ def align_group(
     heard = _hear(model, tokenizer, windows)
     rest: list[Window] = []
     for window, (feature, teacher) in zip(windows, heard, strict=True):
-        texts = spell_utterances([u.text or "" for u in window.utterances], teacher)
+        texts = [utterance.text or "" for utterance in window.utterances]
+        texts = texts if keep_spelling else spell_utterances(texts, teacher)
         shares = share_out(texts, teacher, durations_s=[u.duration_s for u in window.utterances])
         found = list(_align_window(model, tokenizer, window, feature, texts, shares))
         reasons = [
@@ -281,7 +284,8 @@ def align_group(
             if reason or not wrong:
                 yield _force(replace(each, wrong=reason), (forced or {}).get(each.id))
     for window, (feature, teacher) in zip(rest, _hear(model, tokenizer, rest), strict=True):
-        texts = spell_utterances([u.text or "" for u in window.utterances], teacher)
+        texts = [utterance.text or "" for utterance in window.utterances]
+        texts = texts if keep_spelling else spell_utterances(texts, teacher)
         shares = share_out(texts, teacher, durations_s=[u.duration_s for u in window.utterances])
         for each in _align_window(model, tokenizer, window, feature, texts, shares):
             yield _force(each, (forced or {}).get(each.id))

@@ -99,7 +99,7 @@ class AdapterPlan:
     learning_rate: float = 1e-3
     accumulate: int = 1  # batches per optimiser step and process
     clip_norm: float = 1.0
-    gradient_checkpointing: bool = False  # half the memory for activations, a third more time
+    gradient_checkpointing: bool = False  # compute what is inside encoder and decoder twice, keep it never
     checkpoint_every: int = 100
     evaluate_every: int = 500
     patience: int = 0  # evaluations without a better one after which a run stops; 0 never stops early

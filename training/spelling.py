@@ -10,10 +10,10 @@ import numpy as np
 def spell_like_teacher(reference: str, teacher: str) -> str:
     """Give ``reference`` the teacher's case and punctuation wherever their words agree.
 
-    A reference that already has lower-case letters is returned as it is. Words are compared in
+    A reference that is not plain is returned as it is. Words are compared in
     lower case without punctuation; a word that the teacher heard differently is kept, in lower case.
     """
-    if reference != reference.upper():
+    if not is_plain(reference):
         return reference
     ours = reference.lower().split()
     theirs = teacher.split()
@@ -24,6 +24,11 @@ def spell_like_teacher(reference: str, teacher: str) -> str:
     text = " ".join(word for word in spelled if word)
     text = text.replace(" i ", " I ").replace(" i'", " I'")
     return text[:1].upper() + text[1:]
+
+
+def is_plain(text: str) -> bool:
+    """Whether a text is all in capitals, or all in small letters without punctuation marks."""
+    return text == text.upper() or (text == text.lower() and not set(text) & set(".,;:?!"))
 
 
 def bare(word: str) -> str:
@@ -59,7 +64,7 @@ def spell_utterances(references: Sequence[str], teacher: str) -> list[str]:
         references: The texts, in order.
         teacher: What the teacher heard of all of them.
     """
-    if all(reference != reference.upper() for reference in references):
+    if not any(map(is_plain, references)):
         return list(references)
     spelled = spell_like_teacher(" ".join(references).upper(), teacher).split()
     texts, cursor = [], 0
@@ -67,5 +72,5 @@ def spell_utterances(references: Sequence[str], teacher: str) -> list[str]:
         n_words = len(reference.split())
         text = " ".join(spelled[cursor : cursor + n_words])
         cursor += n_words
-        texts.append(reference if reference != reference.upper() else text[:1].upper() + text[1:])
+        texts.append(text[:1].upper() + text[1:] if is_plain(reference) else reference)
     return texts
