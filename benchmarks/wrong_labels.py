@@ -3,9 +3,12 @@
 A share of the training utterances gets the text of others of similar length. Three runs start from the same
 adapter and see the same audio in the same order: with the right texts, with the wrong ones, and with the
 wrong ones while improbable words count less (``robust.method: downweight``). Nothing else protects any of
-them: no transcript is dropped by the aligner, none by its confidence. Measured on held-out recordings with
-right texts: cross-entropy per token at 300 ms chunks, which short runs already move, and the word error rate
-of really streaming them. What ``foresound align`` would have found is counted besides.
+them: no transcript is dropped by the aligner, none by its confidence.
+
+Measured on held-out recordings with right texts: cross-entropy per token at 300 ms chunks, which short runs
+already move, and the word error rate of really streaming them. On the training data: the average of the
+probabilities that each run gave to words of wrong and of right transcripts, which says how far it learned the
+wrong ones by heart. What ``foresound align`` would have found is counted besides.
 
     python -m benchmarks.wrong_labels --manifest train.jsonl --test-manifest test.jsonl --output wrong
 
@@ -18,7 +21,6 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +33,12 @@ from benchmarks.machine import machine
 from training import align
 from training.alignment import read_aligned, teacher_tokenizer
 from training.config import DataConfig, LossConfig, RobustConfig, TrainConfig
-from training.dataset import Example, StreamDataset
+from training.dataset import StreamDataset
 from training.evaluate import stream_wer
 from training.judge import Limits
 from training.loop import train
 from training.losses import StreamLoss
 from training.manifest import Utterance, read_manifest
-from training.robust import WordBeliefs
 
 ARMS = {"right": "none", "wrong": "none", "wrong, protected": "downweight"}
 
@@ -83,7 +84,7 @@ def run_arm(args: argparse.Namespace, name: str, manifest: Path, aligned: Path) 
     config = TrainConfig(
         output=output,
         data=DataConfig(manifest, aligned, batch_s=args.batch_s, min_confidence=0.0),
-        loss=LossConfig(),
+        loss=LossConfig(teacher_weight=args.teacher_weight, teacher_share=args.teacher_share),
         robust=RobustConfig(method=ARMS[name]),
         model=args.model,
         start_from="auto",
@@ -143,28 +144,14 @@ def token_loss(recognizer: Recognizer, tests: list[Utterance], manifest: Path, a
     return round(total / n_tokens, 4)
 
 
-def weigh(output: Path, aligned: Path, wrong: set[str]) -> dict[str, float]:
-    """Mean weight of words in wrong and in right transcripts at the end of the protected run."""
-    texts = read_aligned(aligned)
-    beliefs = WordBeliefs(RobustConfig(), texts)
-    before = _mean_weights(beliefs, texts, wrong)
-    beliefs.load(torch.load(output / "checkpoint.pt", weights_only=True)["beliefs"])
-    after = _mean_weights(beliefs, texts, wrong)
-    names = ("weight_wrong", "weight_right")
-    first = {f"{name}_first": value for name, value in zip(names, before, strict=True)}
-    return first | dict(zip(names, after, strict=True))
-
-
-def _mean_weights(beliefs: WordBeliefs, texts: dict, wrong: set[str]) -> tuple[float, float]:  # type: ignore[type-arg]
-    weights: dict[bool, list[float]] = {True: [], False: []}
-    empty = Example(np.zeros(0), np.zeros(0), (), (), np.zeros(0))
-    for id, each in texts.items():
-        n_words = len(each.words)
-        words = replace(
-            empty, words=tuple((id, i) for i in range(n_words)), word_of=tuple(range(n_words)), tokens=(0,)
-        )
-        weights[id in wrong] += beliefs.weights(words)[:-1].tolist()
-    return round(float(np.mean(weights[True])), 4), round(float(np.mean(weights[False])), 4)
+def beliefs(output: Path, wrong: set[str]) -> dict[str, float]:
+    """Mean belief of a run in the words of wrong and of right transcripts."""
+    kept = torch.load(output / "checkpoint.pt", weights_only=True)["beliefs"]
+    parts = {
+        "believed_wrong": [values for id, values in kept.items() if id in wrong],
+        "believed_right": [values for id, values in kept.items() if id not in wrong],
+    }
+    return {name: round(float(torch.cat(values).mean()), 4) for name, values in parts.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -178,6 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch-s", type=float, default=40.0)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--teacher-weight", type=float, default=LossConfig.teacher_weight)
+    parser.add_argument("--teacher-share", type=float, default=LossConfig.teacher_share)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--no-wer", dest="wer", action="store_false", help="cross-entropies only")
     args = parser.parse_args(arguments)
@@ -214,8 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         adapter = run_arm(args, name, manifests[kind], args.output / f"{kind}.aligned.jsonl")
         arms[name] = measure(args, adapter)
         print(f"{name}: {arms[name]}", flush=True)
-    protected = args.output / "wrong-protected"
-    report |= weigh(protected, args.output / "wrong.aligned.jsonl", set(wrong))
+    for name in ("wrong", "wrong, protected"):
+        arms[name] |= beliefs(args.output / name.replace(", ", "-"), set(wrong))
     report |= {"arms": arms, "steps": args.steps, "learning_rate": args.learning_rate, **machine()}
     print(json.dumps(report))
 
