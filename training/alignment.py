@@ -252,7 +252,7 @@ def align_group(
     forced: Mapping[str, Sequence[WordTime]] | None = None,
     keep_spelling: bool = False,
 ) -> Iterator[AlignedUtterance]:
-    """Spell, judge and align every utterance of some windows, in order.
+    """Spell, judge and align every utterance of some windows.
 
     Args:
         model: The original Whisper.
@@ -264,14 +264,12 @@ def align_group(
 
     Yields:
         One result per utterance. A wrong transcript does not blur the times of those beside it: their window
-        is aligned again without it.
+        is aligned again without it, after the others.
     """
     heard = _hear(model, tokenizer, windows)
     rest: list[Window] = []
     for window, (feature, teacher) in zip(windows, heard, strict=True):
-        texts = [utterance.text or "" for utterance in window.utterances]
-        texts = texts if keep_spelling else spell_utterances(texts, teacher)
-        shares = share_out(texts, teacher, durations_s=[u.duration_s for u in window.utterances])
+        texts, shares = _spell_window(window, teacher, keep_spelling=keep_spelling)
         found = list(_align_window(model, tokenizer, window, feature, texts, shares))
         reasons = [
             find_wrong(each.text, share, confidence=each.confidence, limits=limits) if limits else None
@@ -284,11 +282,16 @@ def align_group(
             if reason or not wrong:
                 yield _force(replace(each, wrong=reason), (forced or {}).get(each.id))
     for window, (feature, teacher) in zip(rest, _hear(model, tokenizer, rest), strict=True):
-        texts = [utterance.text or "" for utterance in window.utterances]
-        texts = texts if keep_spelling else spell_utterances(texts, teacher)
-        shares = share_out(texts, teacher, durations_s=[u.duration_s for u in window.utterances])
+        texts, shares = _spell_window(window, teacher, keep_spelling=keep_spelling)
         for each in _align_window(model, tokenizer, window, feature, texts, shares):
             yield _force(each, (forced or {}).get(each.id))
+
+
+def _spell_window(window: Window, teacher: str, *, keep_spelling: bool) -> tuple[list[str], list[Share]]:
+    """The utterances' texts, spelled like the teacher's or not, and what the teacher heard of each."""
+    texts = [utterance.text or "" for utterance in window.utterances]
+    texts = texts if keep_spelling else spell_utterances(texts, teacher)
+    return texts, share_out(texts, teacher, durations_s=[u.duration_s for u in window.utterances])
 
 
 def _hear(model: Whisper, tokenizer: Tokenizer, windows: Sequence[Window]) -> list[tuple[Tensor, str]]:
