@@ -57,6 +57,10 @@ def _column(path: Path, name: str) -> list[str]:
         return [row[name] for row in csv.DictReader(file)]
 
 
+def _weights(model: Path) -> dict[str, torch.Tensor]:
+    return load_file(model / "adapter" / "adapter_model.safetensors")
+
+
 def _without_text(corpus: Path, *lines: int) -> Path:
     rows = [json.loads(line) for line in (corpus / "m.jsonl").read_text().splitlines()]
     for line in lines:
@@ -106,6 +110,8 @@ def test_adapter_and_head_become_one_folder_for_model(corpus: Path, capsys: Any)
         (["--precision", "fp16"], "needs a GPU"),
         (["--robust.method", "hope"], "robust.method"),
         (["--adapter", "null"], "nothing is left to train"),
+        (["--blend", "0.5"], "blend below 1"),
+        (["--blend", "0"], "blend: .*greater than 0"),
         (["--dev-manifest", "nothing.jsonl"], "nothing.jsonl"),
         (["--adapter.encoder-rank", "0", "--adapter.decoder-rank", "0"], "rank"),
     ],
@@ -223,6 +229,20 @@ def test_a_resumed_run_sees_what_it_would_have_seen(corpus: Path, monkeypatch: p
         assert one[:3] == other[:3]
         for mine, theirs in zip(one[3], other[3], strict=True):
             assert mine == pytest.approx(theirs, abs=1e-4)
+
+
+def test_part_of_the_way_is_exported(corpus: Path) -> None:
+    """A finished run is exported anew, half way back to what it began with."""
+    first = finetune(_config(corpus, "first", "--adapter.steps", "1"))
+    settings = ("--adapter.start-from", str(first / "adapter"), "--adapter.learning-rate", "0.01")
+    start = _weights(first)
+    trained = _weights(finetune(_config(corpus, "run", *settings)))
+    half = _weights(finetune(_config(corpus, "run", *settings, "--blend", "0.5")))
+    assert any(not torch.equal(start[name], trained[name]) for name in start)
+    for name, value in half.items():
+        middle = (start[name].float() + trained[name].float()) / 2
+        assert torch.allclose(value.float(), middle, atol=1e-3)
+    Recognizer.load(corpus / "run" / "model")
 
 
 def test_another_run_is_not_gone_on_with(corpus: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from asr.errors import OptionError
 from training.config import (
@@ -74,6 +74,8 @@ class FinetuneConfig(BaseModel):
         model: Base weights: a checkpoint's name or path.
         data: Recordings, word times, augmentation.
         adapter: How the causal adapter is trained; null keeps ``head_adapter``.
+        blend: How far the exported adapter lies from the one that training began with (0) to the trained
+            one (1); less forgets less.
         loss: Parts of its loss.
         robust: Protection against wrong transcripts.
         head: How a transducer head is trained; null trains none.
@@ -96,6 +98,7 @@ class FinetuneConfig(BaseModel):
     dev_chunk_ms: int = 300
     tensorboard: bool = True
     adapter: FinetunePlan | None = FinetunePlan()
+    blend: float = Field(default=1.0, gt=0, le=1)
     loss: LossConfig = LossConfig()
     robust: RobustConfig = RobustConfig()
     head: FinetuneHeadPlan | None = None

@@ -12,6 +12,7 @@ from asr.errors import OptionError
 from training import head_loop, loop
 from training.adapter_run import Progress
 from training.config import TrainConfig
+from training.finetune.blend import blend_adapters
 from training.finetune.config import FinetuneConfig, dump_config, read_config
 from training.finetune.export import export
 from training.workers import Workers
@@ -60,6 +61,8 @@ def finetune(config: FinetuneConfig) -> Path:
     """
     if config.adapter is None and config.head is None:
         raise OptionError("adapter and head are both null: nothing is left to train")
+    if config.blend < 1 and config.adapter is not None and config.adapter.start_from == "none":
+        raise OptionError("blend below 1 needs an adapter to begin with: set adapter.start_from")
     workers = Workers(device=config.device, precision=config.precision)
     write_settings(config, workers)
     summary: dict[str, object] = {}
@@ -67,7 +70,7 @@ def finetune(config: FinetuneConfig) -> Path:
     if config.adapter is not None:
         run = config.adapter_run()
         progress = loop.train(run)
-        adapter = _chosen(run, progress)
+        adapter = _blended(config, run, _chosen(run, progress), workers)
         summary |= _summary(progress)
     head: Path | None = None
     if config.head is not None:
@@ -116,6 +119,19 @@ def _chosen(run: TrainConfig, progress: Progress) -> Path:
     if is_judged and progress.best_step >= 0:
         return run.output / "best"
     return run.output / "last"
+
+
+def _blended(config: FinetuneConfig, run: TrainConfig, trained: Path, workers: Workers) -> Path:
+    """The trained adapter, or what lies between it and the one that training began with."""
+    if config.blend == 1:
+        return trained
+    start = shipped_adapter(config.model) if run.start_from == "auto" else Path(run.start_from)
+    assert start is not None, "a run from auto has begun with the shipped adapter"
+    folder = run.output / "blended"
+    if workers.is_main:
+        blend_adapters(start, trained, share=config.blend, output=folder)
+    workers.wait()
+    return folder
 
 
 def _summary(progress: Progress) -> dict[str, object]:
