@@ -82,13 +82,16 @@ def shipped_adapter(name: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def add_adapter(model: Whisper, *, encoder_rank: int, decoder_rank: int) -> PeftModel:
+def add_adapter(
+    model: Whisper, *, encoder_rank: int, decoder_rank: int, target_modules: str = TARGET_MODULES
+) -> PeftModel:
     """Put fresh LoRA layers into ``model`` in place, frozen but for them.
 
     Args:
         model: The base model; peft wraps its linear layers.
         encoder_rank: Rank in the encoder's blocks.
         decoder_rank: Rank in the decoder's blocks.
+        target_modules: Regular expression of the layers' whole names.
 
     Returns:
         peft's wrapper, needed to save the adapter.
@@ -96,7 +99,7 @@ def add_adapter(model: Whisper, *, encoder_rank: int, decoder_rank: int) -> Peft
     config = LoraConfig(
         r=decoder_rank,
         lora_alpha=2 * decoder_rank,
-        target_modules=TARGET_MODULES,
+        target_modules=target_modules,
         rank_pattern={r"encoder\..*": encoder_rank},
         alpha_pattern={r"encoder\..*": 2 * encoder_rank},
     )

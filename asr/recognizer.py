@@ -12,6 +12,7 @@ print(stream.transcript.text)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from asr import int8, offline
 from asr.adapters import merge_adapter, shipped_adapter
 from asr.batch import Step, advance, step_batch
 from asr.biasing import DEFAULT_STRENGTH, Strength, check_hotwords
+from asr.bundle import read_bundle
 from asr.checkpoint import load_checkpoint
 from asr.decoder import Decoder
 from asr.encoder import FRAME_MS, CausalEncoder, Chunking
@@ -110,11 +112,13 @@ class Recognizer:
         """Load weights, adapter and transducer head.
 
         Args:
-            model: A checkpoint's name or path, as in :func:`asr.checkpoint.load_checkpoint`.
-            adapter: ``"auto"`` is the one shipped for ``model`` if there is one; None or ``"none"`` is no
-                adapter, with which streaming works badly; else an adapter's folder.
-            head: ``"auto"`` is the one that ships with the shipped adapter, if both do and are used; None or
-                ``"none"`` is no head, without which there is no transducer; else a head's folder.
+            model: A checkpoint's name or path, as in :func:`asr.checkpoint.load_checkpoint`, or a folder that
+                ``foresound finetune`` wrote.
+            adapter: ``"auto"`` is the folder's own, or the one shipped for ``model`` if there is one; None or
+                ``"none"`` is no adapter, with which streaming works badly; else an adapter's folder.
+            head: ``"auto"`` is the folder's own, or the one that ships with the shipped adapter, if both are
+                used; None or ``"none"`` is no head, without which there is no transducer; else a head's
+                folder.
             weights: ``"int8"`` computes what streams with 8-bit weights, for processors that multiply bytes
                 exactly; ``"fp32"`` does not; ``"auto"`` takes int8 where it can. Offline transcription and
                 second passes are fp32 always.
@@ -128,9 +132,15 @@ class Recognizer:
             CheckpointError: The weights cannot be read.
             AdapterError: The adapter or the head cannot be read or fits other weights.
         """
-        checkpoint = load_checkpoint(model, device=device)
-        folder = _folder(adapter, shipped_adapter(checkpoint.name))
-        head_folder = _folder(head, shipped_head(checkpoint.name) if folder and adapter == "auto" else None)
+        bundle = read_bundle(model)
+        checkpoint = load_checkpoint(bundle.base_model if bundle else model, device=device)
+        own_adapter, own_head = shipped_adapter(checkpoint.name), shipped_head(checkpoint.name)
+        if bundle:
+            checkpoint = replace(checkpoint, name=Path(model).absolute().name)
+            own_adapter = Path(bundle.adapter) if bundle.adapter else None
+            own_head = Path(bundle.head) if bundle.head else None
+        folder = _folder(adapter, own_adapter)
+        head_folder = _folder(head, own_head if adapter == "auto" and (folder or bundle) else None)
         loaded_head = None
         if head_folder:
             hashes = {"weights_hash": checkpoint.weights_hash, "adapter_hash": adapter_hash(folder)}

@@ -12,17 +12,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from clients import mic, serve, stream, transcribe
+from clients import mic, serve, stream, train, transcribe
 from clients.common import (
     EXIT_INTERRUPTED,
     EXIT_PIPE_CLOSED,
     EXIT_USAGE,
-    add_model_arguments,
-    chunk_ms,
-    positive_int,
     report_error,
 )
 
@@ -58,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     stream.register(subparsers, epilog=_EPILOG)
     mic.register(subparsers, epilog=_EPILOG)
     serve.register(subparsers, epilog=_EPILOG)
-    _register_evaluate(subparsers)
+    train.register(subparsers, epilog=_EPILOG)
     return parser
 
 
@@ -72,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, 1, 2, 130 or 141, see ``foresound --help``.
     """
     try:
-        args = build_parser().parse_args(argv)
+        args = _parse(argv)
     except SystemExit as stop:  # argparse has printed its help or one line of error
         return stop.code if isinstance(stop.code, int) else 0
     run: Callable[[argparse.Namespace], int] = args.run
@@ -98,6 +94,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
 
 
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the arguments; those of ``finetune`` that set keys of its file are put aside first."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    settings: list[str] = []
+    if arguments[:1] == ["finetune"]:
+        arguments, settings = train.split_settings(arguments)
+    args = build_parser().parse_args(arguments)
+    args.settings = settings
+    return args
+
+
 def _version() -> str:
     try:
         return metadata.version("foresound")
@@ -109,63 +116,6 @@ def _abandon_stdout() -> None:
     """Let the interpreter's last flush go nowhere, or it would complain about the closed pipe."""
     with contextlib.suppress(OSError, ValueError):  # stdout is no real file in tests
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _chunk_list(text: str) -> list[int]:
-    return [chunk_ms(part) for part in text.split(",")]
-
-
-def _register_evaluate(subparsers: argparse._SubParsersAction[Any]) -> None:
-    parser = subparsers.add_parser(
-        "evaluate",
-        help="measure word errors and latency on a manifest",
-        description="Stream every utterance of a manifest; print a table and, as the last line, "
-        "one JSON object.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--manifest", type=Path, required=True, metavar="M.jsonl", help="utterances with their texts")
-    add_model_arguments(parser)
-    add(
-        "--chunk-ms",
-        type=_chunk_list,
-        default=[300],
-        metavar="N[,N...]",
-        help="chunk sizes, 40 to 1000 (default: 300)",
-    )
-    add("--limit", type=positive_int, metavar="N", help="only the first N utterances")
-    add("--alignments", type=Path, metavar="A.jsonl", help="reference word times, to measure latency against")
-    add("--workers", type=positive_int, default=1, metavar="N", help="processes (default: 1)")
-    add("--output", type=Path, metavar="FILE.jsonl", help="also write a JSON line per utterance there")
-    add("--no-offline", dest="offline", action="store_false", help="leave out offline Whisper's word errors")
-    parser.set_defaults(run=_evaluate)
-
-
-def _evaluate(args: argparse.Namespace) -> int:
-    try:
-        from training import evaluate
-    except ModuleNotFoundError as error:
-        report_error(f"evaluate needs the module {error.name}; install foresound[train]")
-        return EXIT_USAGE
-    code: int = evaluate.run(
-        manifest=args.manifest,
-        model=args.model,
-        adapter=args.adapter,
-        weights=args.weights,
-        head=args.head,
-        decoder=args.decoder,
-        latency=args.latency,
-        chunk_ms=args.chunk_ms,
-        beam_size=args.beam,
-        second_pass=args.second_pass,
-        limit=args.limit,
-        alignments=args.alignments,
-        workers=args.workers,
-        output=args.output,
-        offline=args.offline,
-    )
-    return code
 
 
 if __name__ == "__main__":

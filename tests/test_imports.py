@@ -18,7 +18,7 @@ ALLOWED = {
 }
 TORCH_OUTSIDE_ASR_AND_TRAINING = {"service/batcher.py"}
 # Where the command line reaches another package, which it imports when it is called: file, function.
-REACHES = {"training": ("clients/cli.py", "evaluate"), "service": ("clients/serve.py", "serve")}
+REACHES = {"training": ("clients/train.py", "run_"), "service": ("clients/serve.py", "serve")}
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ def test_no_source_crosses_a_boundary() -> None:
         ("service/a.py", "from asr.encoder import _step"),
         ("training/a.py", "if True:\n    import clients.cli"),
         ("clients/a.py", "import service.session"),
-        ("clients/cli.py", "import training.evaluate"),
-        ("clients/cli.py", "def transcribe():\n    import training.evaluate"),
-        ("clients/file.py", "def evaluate():\n    import training.evaluate"),
-        ("clients/cli.py", "def evaluate():\n    import service.main"),
+        ("clients/train.py", "import training.evaluate"),
+        ("clients/train.py", "def register():\n    import training.evaluate"),
+        ("clients/file.py", "def run_evaluate():\n    import training.evaluate"),
+        ("clients/train.py", "def run_evaluate():\n    import service.main"),
         ("clients/serve.py", "from service.main import run"),
         ("clients/file.py", "def transcribe():\n    import torch.nn"),
     ],
@@ -117,7 +117,7 @@ def test_a_crossing_is_found(path: str, source: str) -> None:
         ("asr/a.py", "import torch\nfrom . import events\nfrom asr.encoder import _step"),
         ("service/batcher.py", "import torch\nimport asr\nfrom service.session import Session"),
         ("training/a.py", "import torch\nfrom asr.checkpoint import load_checkpoint"),
-        ("clients/cli.py", "import asr.errors\nasync def run_evaluate():\n    from training import evaluate"),
+        ("clients/train.py", "import asr.errors\ndef run_evaluate():\n    from training import evaluate"),
         ("clients/serve.py", "def serve():\n    from service.main import run"),
     ],
 )

@@ -39,7 +39,7 @@ def test_resumed_run_equals_uninterrupted_run(corpus: Path, monkeypatch: pytest.
     """A run that was cut goes on with the same data, optimiser and rates, to the same adapter."""
     whole, cut = _config(corpus, "whole", 4), _config(corpus, "cut", 4)
     train(whole)
-    monkeypatch.setattr("training.loop.log_row", _stop_after(2))
+    monkeypatch.setattr("training.run_log.log_row", _stop_after(2))
     with pytest.raises(KeyboardInterrupt):
         train(cut)
     monkeypatch.undo()

@@ -93,7 +93,7 @@ def test_text_may_be_missing_null_or_empty(tmp_path: Path) -> None:
         ('{"id": "b", "audio": "b.wav", "duration": NaN}', '"duration"'),
         ('{"id": "b", "audio": "b.wav", "duration": 1e999}', '"duration"'),
         (GOOD | {"id": "b", "text": ["HELLO"]}, '"text"'),
-        (GOOD | {"id": "b", "offset": 3.0}, "offset"),
+        (GOOD | {"id": "b", "offset": -3.0}, "offset"),
         (GOOD, "already used in line 1"),
     ],
 )

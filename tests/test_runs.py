@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from training.config import DataConfig, HeadLossConfig, HeadTrainConfig
-from training.runs import Position, every_nth, load_batches, log_row, parse_settings, warm_cosine
+from training.run_log import log_row
+from training.runs import Position, every_nth, load_batches, parse_settings, warm_cosine
 
 
 def test_the_rate_warms_up_and_falls() -> None:

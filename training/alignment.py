@@ -5,23 +5,21 @@ dynamic time warping, gives each word an end. Utterances of one speaker share a
 30 s window, because Whisper's cost is that of the window. The same pass lets the teacher transcribe the
 window, so that a transcript without case or punctuation takes the teacher's spelling wherever both agree.
 
-Run as ``python -m training.alignment MANIFEST -o ALIGNED.jsonl``; it resumes where it stopped.
+``foresound align`` (:mod:`training.align`) does this for whole manifests.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from whisper.audio import N_SAMPLES, log_mel_spectrogram, pad_or_trim
 from whisper.model import Whisper
 from whisper.tokenizer import Tokenizer, get_tokenizer
@@ -30,7 +28,9 @@ from asr.decoder import Decoder, DecoderJob, FrameCache
 from asr.errors import AudioError
 from asr.events import SAMPLE_RATE
 from asr.words import BIAS_FRAMES, Vocabulary, token_starts
-from training.manifest import Utterance, WordTime, load_audio, read_manifest
+from training.judge import Limits, Share, find_wrong, share_out
+from training.manifest import ManifestError, Utterance, WordTime, json_lines, load_audio
+from training.spelling import bare, matching_pairs, spell_utterances
 
 FRAME_S = 0.02  # one encoder frame
 GAP_S = 0.5  # silence between utterances that share a window
@@ -44,6 +44,23 @@ class AlignedUtterance:
     id: str
     text: str
     words: tuple[WordTime, ...]
+    distance: float = 0.0
+    """Edits per word between the transcript and what the teacher hears."""
+    wrong: str | None = None
+    """Why the transcript is not to be trained on, None if it may be."""
+
+    @property
+    def confidence(self) -> float:
+        """Mean probability of the words to the teacher; 1 without words."""
+        return float(np.mean([word.confidence for word in self.words])) if self.words else 1.0
+
+    def to_json(self) -> str:
+        """One line of a file that :func:`read_aligned` reads."""
+        words = [[w.word, w.start_s, w.end_s, w.confidence] for w in self.words]
+        record = {"id": self.id, "text": self.text, "words": words, "distance": round(self.distance, 4)}
+        if self.wrong is not None:
+            record["wrong"] = self.wrong
+        return json.dumps(record, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -95,46 +112,6 @@ def build_window(group: Sequence[Utterance]) -> Window:
     return Window(tuple(used), tuple(starts), samples)
 
 
-def spell_like_teacher(reference: str, teacher: str) -> str:
-    """Give ``reference`` the teacher's case and punctuation wherever their words agree.
-
-    A reference that already has lower-case letters is returned as it is. Words are compared in
-    lower case without punctuation; a word that the teacher heard differently is kept, in lower case.
-    """
-    if reference != reference.upper():
-        return reference
-    ours = reference.lower().split()
-    theirs = teacher.split()
-    bare = ["".join(c for c in word.lower() if c.isalnum() or c == "'").strip("'") for word in theirs]
-    spelled = list(ours)
-    for i, j in _matching_pairs([word.strip("'") for word in ours], bare):
-        spelled[i] = theirs[j].strip('"“”()[]')
-    text = " ".join(word for word in spelled if word)
-    text = text.replace(" i ", " I ").replace(" i'", " I'")
-    return text[:1].upper() + text[1:]
-
-
-def _matching_pairs(a: Sequence[str], b: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Index pairs of equal items on a minimum edit path from ``a`` to ``b``."""
-    cost = np.zeros((len(a) + 1, len(b) + 1), dtype=np.int32)
-    cost[:, 0] = np.arange(len(a) + 1)
-    cost[0] = np.arange(len(b) + 1)
-    for i, x in enumerate(a, 1):
-        for j, y in enumerate(b, 1):
-            cost[i, j] = min(cost[i - 1, j - 1] + (x != y), cost[i - 1, j] + 1, cost[i, j - 1] + 1)
-    i, j = len(a), len(b)
-    while i and j:
-        if a[i - 1] == b[j - 1] and cost[i, j] == cost[i - 1, j - 1]:
-            yield i - 1, j - 1
-            i, j = i - 1, j - 1
-        elif cost[i, j] == cost[i - 1, j - 1] + 1:
-            i, j = i - 1, j - 1
-        elif cost[i, j] == cost[i - 1, j] + 1:
-            i -= 1
-        else:
-            j -= 1
-
-
 def align_words(model: Whisper, samples: np.ndarray, text: str, *, language: str = "en") -> list[WordTime]:
     """Weak times of the words of ``text`` in at most 30 s of audio.
 
@@ -162,14 +139,14 @@ def teacher_tokenizer(model: Whisper, language: str = "en") -> Tokenizer:
     )
 
 
-def encode_padded(model: Whisper, batch: Sequence[np.ndarray]) -> Tensor:
+def encode_padded(model: Whisper, batch: Sequence[np.ndarray], *, precision: str = "bf16") -> Tensor:
     """Original encoder features ``[B, 1500, D]`` of signals padded to 30 s."""
     device = model.device
     mels = [
         log_mel_spectrogram(pad_or_trim(torch.from_numpy(x).to(device), N_SAMPLES), model.dims.n_mels)
         for x in batch
     ]
-    with torch.no_grad(), autocast(device):
+    with torch.no_grad(), autocast(device, precision):
         return model.encoder(torch.stack(mels)).float()
 
 
@@ -200,9 +177,11 @@ def transcribe_greedily(
     return [tokenizer.decode(text).strip() for text in texts]
 
 
-def autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Mixed precision in bfloat16 on ``device``."""
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+def autocast(device: torch.device, precision: str = "bf16") -> contextlib.AbstractContextManager[object]:
+    """Mixed precision on ``device``: ``bf16``, ``fp16``, or ``no``."""
+    if precision == "no":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
 def _align_features(
@@ -265,87 +244,131 @@ def _trim_pause(start: int, end: int, quiet: np.ndarray) -> tuple[int, int]:
 
 
 def align_group(
-    model: Whisper, tokenizer: Tokenizer, windows: Sequence[Window]
+    model: Whisper,
+    tokenizer: Tokenizer,
+    windows: Sequence[Window],
+    *,
+    limits: Limits | None = None,
+    forced: Mapping[str, Sequence[WordTime]] | None = None,
+    keep_spelling: bool = False,
 ) -> Iterator[AlignedUtterance]:
-    """Spell and align every utterance of some windows, in order."""
+    """Spell, judge and align every utterance of some windows.
+
+    Args:
+        model: The original Whisper.
+        tokenizer: Its.
+        windows: From :func:`build_window`.
+        limits: When a transcript is wrong; None judges nothing.
+        forced: Word times by utterance id from elsewhere; they replace weak ones.
+        keep_spelling: Leave plain transcripts as they are.
+
+    Yields:
+        One result per utterance. A wrong transcript does not blur the times of those beside it: their window
+        is aligned again without it, after the others.
+    """
+    heard = _hear(model, tokenizer, windows)
+    rest: list[Window] = []
+    for window, (feature, teacher) in zip(windows, heard, strict=True):
+        texts, shares = _spell_window(window, teacher, keep_spelling=keep_spelling)
+        found = list(_align_window(model, tokenizer, window, feature, texts, shares))
+        reasons = [
+            find_wrong(each.text, share, confidence=each.confidence, limits=limits) if limits else None
+            for each, share in zip(found, shares, strict=True)
+        ]
+        wrong = {each.id for each, reason in zip(found, reasons, strict=True) if reason}
+        if wrong and len(wrong) < len(found):
+            rest.append(build_window([u for u in window.utterances if u.id not in wrong]))
+        for each, reason in zip(found, reasons, strict=True):
+            if reason or not wrong:
+                yield _force(replace(each, wrong=reason), (forced or {}).get(each.id))
+    for window, (feature, teacher) in zip(rest, _hear(model, tokenizer, rest), strict=True):
+        texts, shares = _spell_window(window, teacher, keep_spelling=keep_spelling)
+        for each in _align_window(model, tokenizer, window, feature, texts, shares):
+            yield _force(each, (forced or {}).get(each.id))
+
+
+def _spell_window(window: Window, teacher: str, *, keep_spelling: bool) -> tuple[list[str], list[Share]]:
+    """The utterances' texts, spelled like the teacher's or not, and what the teacher heard of each."""
+    texts = [utterance.text or "" for utterance in window.utterances]
+    texts = texts if keep_spelling else spell_utterances(texts, teacher)
+    return texts, share_out(texts, teacher, durations_s=[u.duration_s for u in window.utterances])
+
+
+def _hear(model: Whisper, tokenizer: Tokenizer, windows: Sequence[Window]) -> list[tuple[Tensor, str]]:
+    """Features ``[1500, D]`` and the teacher's text of each window."""
+    if not windows:
+        return []
     features = encode_padded(model, [window.samples for window in windows])
-    decoded = transcribe_greedily(model, tokenizer, features)
-    for window, feature, teacher in zip(windows, features, decoded, strict=True):
-        texts = _spell_window(window, teacher)
-        words = [word for text in texts for word in text.split()]
-        times = _align_features(model, tokenizer, feature, window.samples, words)
-        cursor = 0
-        for utterance, start, text in zip(window.utterances, window.starts_s, texts, strict=True):
-            mine = times[cursor : cursor + len(text.split())]
-            cursor += len(mine)
-            local = tuple(
-                WordTime(
-                    w.word,
-                    round(min(max(w.start_s - start, 0.0), utterance.duration_s), 3),
-                    round(min(max(w.end_s - start, 0.0), utterance.duration_s), 3),
-                    w.confidence,
-                )
-                for w in mine
+    return list(zip(features, transcribe_greedily(model, tokenizer, features), strict=True))
+
+
+def _align_window(
+    model: Whisper,
+    tokenizer: Tokenizer,
+    window: Window,
+    feature: Tensor,
+    texts: Sequence[str],
+    shares: Sequence[Share],
+) -> Iterator[AlignedUtterance]:
+    """Every utterance of a window with the times of its words in itself."""
+    words = [word for text in texts for word in text.split()]
+    times = _align_features(model, tokenizer, feature, window.samples, words)
+    cursor = 0
+    for utterance, start_s, text, share in zip(
+        window.utterances, window.starts_s, texts, shares, strict=True
+    ):
+        mine = times[cursor : cursor + len(text.split())]
+        cursor += len(mine)
+        local = tuple(
+            replace(
+                word,
+                start_s=round(min(max(word.start_s - start_s, 0.0), utterance.duration_s), 3),
+                end_s=round(min(max(word.end_s - start_s, 0.0), utterance.duration_s), 3),
             )
-            yield AlignedUtterance(utterance.id, text, local)
+            for word in mine
+        )
+        yield AlignedUtterance(utterance.id, text, local, share.distance)
 
 
-def _spell_window(window: Window, teacher: str) -> list[str]:
-    """The utterances' texts in the teacher's spelling; the teacher heard them as one text."""
-    references = [utterance.text or "" for utterance in window.utterances]
-    if all(reference != reference.upper() for reference in references):
-        return references
-    spelled = spell_like_teacher(" ".join(references).upper(), teacher).split()
-    texts, cursor = [], 0
-    for reference in references:
-        n_words = len(reference.split())
-        text = " ".join(spelled[cursor : cursor + n_words])
-        cursor += n_words
-        texts.append(reference if reference != reference.upper() else text[:1].upper() + text[1:])
-    return texts
+def _force(weak: AlignedUtterance, forced: Sequence[WordTime] | None) -> AlignedUtterance:
+    """Give words that an aligner timed its times; the others keep weak ones."""
+    if not forced:
+        return weak
+    words = list(weak.words)
+    ours, theirs = ([bare(word.word) for word in times] for times in (weak.words, forced))
+    for i, j in matching_pairs(ours, theirs):
+        words[i] = replace(words[i], start_s=forced[j].start_s, end_s=forced[j].end_s)
+    latest = 0.0
+    for i, word in enumerate(words):  # weak times between forced ones must not run back
+        latest = max(latest, word.end_s)
+        words[i] = replace(word, start_s=min(word.start_s, latest), end_s=latest)
+    return replace(weak, words=tuple(words))
 
 
-def read_aligned(path: Path) -> dict[str, AlignedUtterance]:
-    """Read what :func:`align_manifest` wrote, keyed by utterance id."""
+def read_aligned(path: Path, *, with_wrong: bool = False) -> dict[str, AlignedUtterance]:
+    """Read what ``foresound align`` wrote.
+
+    Args:
+        path: The file.
+        with_wrong: Also give utterances whose transcript was found to be wrong.
+
+    Returns:
+        Utterances by id.
+
+    Raises:
+        ManifestError: The file cannot be read or a line is wrong.
+    """
     aligned = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        words = tuple(WordTime(*word) for word in record["words"])
-        aligned[record["id"]] = AlignedUtterance(record["id"], record["text"], words)
+    for line, record in json_lines(path):
+        try:
+            words = tuple(WordTime(*word) for word in record["words"])
+            each = AlignedUtterance(
+                record["id"], record["text"], words, record.get("distance", 0.0), record.get("wrong")
+            )
+        except (KeyError, TypeError) as error:
+            raise ManifestError(
+                f"{path}:{line}: not a line of foresound align ({error!r}); align the manifest again"
+            ) from error
+        if with_wrong or each.wrong is None:
+            aligned[each.id] = each
     return aligned
-
-
-def align_manifest(model: Whisper, manifest: Path, output: Path, *, batch_size: int = 8) -> None:
-    """Align every utterance with a transcript; append to ``output`` what it does not hold yet."""
-    done = set(read_aligned(output)) if output.exists() else set()
-    todo = [u for u in read_manifest(manifest) if u.text and u.id not in done]
-    tokenizer = teacher_tokenizer(model)
-    groups = pack_windows(todo)
-    with output.open("a", encoding="utf-8") as file, tqdm(total=len(todo), unit="utt") as bar:
-        for first in range(0, len(groups), batch_size):
-            windows = [build_window(group) for group in groups[first : first + batch_size]]
-            for aligned in align_group(model, tokenizer, windows):
-                words = [[w.word, w.start_s, w.end_s, w.confidence] for w in aligned.words]
-                record = {"id": aligned.id, "text": aligned.text, "words": words}
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-                bar.update()
-            file.flush()
-
-
-def main() -> None:
-    """Command line of ``python -m training.alignment``."""
-    from asr.checkpoint import load_checkpoint
-
-    parser = argparse.ArgumentParser(description="Weak word times for a manifest, from Whisper itself.")
-    parser.add_argument("manifest", type=Path)
-    parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--model", default="tiny.en", help="offline Whisper that aligns (default: tiny.en)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch-size", type=int, default=8)
-    args = parser.parse_args()
-    model = load_checkpoint(args.model, device=args.device).model
-    align_manifest(model, args.manifest, args.output, batch_size=args.batch_size)
-
-
-if __name__ == "__main__":
-    main()

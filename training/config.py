@@ -1,17 +1,25 @@
-"""Settings of a training run, as typed frozen dataclasses."""
+"""Settings of training runs, as typed frozen dataclasses.
+
+:mod:`training.finetune.config` composes them into what a YAML file says.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar
+
+_STRICT: dict[str, Any] = {"extra": "forbid"}  # for pydantic, where a section comes from a file
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Where the speech is and how it is turned into training streams."""
 
+    __pydantic_config__: ClassVar = _STRICT
+
     manifest: Path
-    aligned: Path  # word times written by training.alignment
+    aligned: Path  # word times written by foresound align
     noise_manifest: Path | None = None
     batch_s: float = 110.0  # padded seconds of audio per batch
     joined_max_s: float = 26.0  # neighbouring utterances are joined up to this
@@ -28,6 +36,8 @@ class DataConfig:
 class LossConfig:
     """The parts of the loss and their weights."""
 
+    __pydantic_config__: ClassVar = _STRICT
+
     feature_weight: float = 2.0  # distillation of the full-context encoder's features
     teacher_weight: float = 0.5  # KL to the full-context model's next-token distribution
     teacher_share: float = 0.5  # of streams are shown to the teacher, which costs as much as the student
@@ -36,36 +46,79 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """One run."""
+class RobustConfig:
+    """Protection against wrong words in transcripts.
 
-    data: DataConfig
-    loss: LossConfig
+    Every word keeps the average of the probabilities that the model itself gave it, beginning with the
+    aligner's confidence. A word that stays improbable together with its neighbours is probably wrong: models
+    learn what is consistent before they learn by heart. It counts less, and so does the silence asked for
+    before it. Batches are not scaled up for it.
+    """
+
+    __pydantic_config__: ClassVar = _STRICT
+
+    method: str = "downweight"  # or "none"
+    trust: float = 0.4  # a word believed this much or more counts fully, half as much belief a quarter
+    momentum: float = 0.7  # of the average, per time that a word is seen
+    neighbours: int = 3  # words on each side whose belief counts as much as the word's own
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What all training runs have."""
+
     output: Path
     model: str = "tiny.en"
-    start_from: Path | None = None  # an adapter folder to train further; it decides the ranks
-    encoder_rank: int = 64
-    decoder_rank: int = 32
+    seed: int = 1
+    device: str = "cpu"
+    precision: str = "bf16"  # mixed precision: bf16, fp16 or no
+    dev_manifest: Path | None = None  # chooses the best checkpoint
+    general_manifest: Path | None = None  # watched, so that nothing is forgotten
+    general_tolerance: float = 0.02  # share of its word error rate by which it may rise
+    dev_limit: int = 60
+    dev_chunk_ms: int = 300
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True)
+class AdapterPlan:
+    """How a causal adapter is trained."""
+
+    __pydantic_config__: ClassVar = _STRICT
+
+    start_from: str = "none"  # auto (the shipped one), none, or a folder, which decides ranks and modules
+    encoder_rank: int = 64  # 0 leaves the encoder alone
+    decoder_rank: int = 32  # 0 leaves the decoder alone
+    modules: tuple[str, ...] = ("query", "key", "value", "out", "mlp")
     chunk_ms: tuple[int, ...] = (40, 80, 160, 300, 300, 600, 1000)  # drawn per batch; 300 twice as often
+    chunk_weights: tuple[float, ...] = ()  # how often each is drawn; empty is evenly
     initial_chunks: int = 1
     left_context_s: float = 10.0
     steps: int = 2000
     warmup_steps: int = 60
     learning_rate: float = 1e-3
-    accumulate: int = 1  # batches per optimiser step
+    accumulate: int = 1  # batches per optimiser step and process
     clip_norm: float = 1.0
-    seed: int = 1
+    gradient_checkpointing: bool = False  # compute what is inside encoder and decoder twice, keep it never
     checkpoint_every: int = 100
     evaluate_every: int = 500
-    dev_manifest: Path | None = None
-    dev_limit: int = 60
-    dev_chunk_ms: int = 300
-    device: str = "cpu"
+    patience: int = 0  # evaluations without a better one after which a run stops; 0 never stops early
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(AdapterPlan, RunConfig):
+    """One run that trains an adapter."""
+
+    data: DataConfig
+    loss: LossConfig
+    robust: RobustConfig = field(default_factory=lambda: RobustConfig(method="none"))
 
 
 @dataclass(frozen=True)
 class HeadLossConfig:
     """The parts of a transducer head's loss and their weights."""
+
+    __pydantic_config__: ClassVar = _STRICT
 
     ctc_weight: float = 0.3  # auxiliary CTC on the head's frames
     fast_emit: float = 0.01  # FastEmit's lambda
@@ -77,14 +130,11 @@ class HeadLossConfig:
 
 
 @dataclass(frozen=True)
-class HeadTrainConfig:
-    """One run that trains a transducer head on a frozen causal encoder."""
+class HeadPlan:
+    """How a transducer head is trained."""
 
-    data: DataConfig
-    loss: HeadLossConfig
-    output: Path
-    model: str = "tiny.en"
-    adapter: str = "auto"  # as in Recognizer.load
+    __pydantic_config__: ClassVar = _STRICT
+
     start_from: Path | None = None  # a head's folder, whose weights and sizes are taken
     features: Path | None = None  # folder where encoder features are kept for other runs on the same data
     drawn_epochs: int = 0  # then their streams, noises and features come again; 0: every epoch is drawn anew
@@ -111,12 +161,16 @@ class HeadTrainConfig:
     learning_rate: float = 1e-3
     scheduler_rate: float = 0.1  # of the schedulers' learning rate to that of the rest
     clip_norm: float = 2.0
-    seed: int = 1
     checkpoint_every: int = 100
     statistics_every: int = 50
     evaluate_every: int = 500
-    dev_manifest: Path | None = None
-    dev_limit: int = 60
-    dev_chunk_ms: int = 300
     dev_beam_size: int = 4  # hypotheses; greedy search waits where the loss has spread a token over frames
-    device: str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadTrainConfig(HeadPlan, RunConfig):
+    """One run that trains a transducer head on a frozen causal encoder."""
+
+    data: DataConfig
+    loss: HeadLossConfig
+    adapter: str = "auto"  # as in Recognizer.load

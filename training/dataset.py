@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import soxr
@@ -37,6 +37,14 @@ class Item:
 
 
 @dataclass(frozen=True)
+class SaidWord(WordTime):
+    """A word in a stream that knows where it comes from."""
+
+    source: tuple[str, int] = ("", 0)
+    """Utterance and number of the word in it."""
+
+
+@dataclass(frozen=True)
 class Example:
     """One training stream.
 
@@ -46,6 +54,8 @@ class Example:
         prefix: Tokens before the text: prompt and start of transcript.
         tokens: Text tokens, or None where the words are unknown.
         due_s: Seconds at which each text token is due, nondecreasing; NaN where it is not trained on.
+        words: Sources of the words in the text, in order.
+        word_of: Index into ``words`` of each text token; as long as ``tokens``, or empty.
     """
 
     clean: np.ndarray
@@ -53,6 +63,8 @@ class Example:
     prefix: tuple[int, ...]
     tokens: tuple[int, ...] | None
     due_s: np.ndarray
+    words: tuple[tuple[str, int], ...] = ()
+    word_of: tuple[int, ...] = ()
 
 
 class StreamDataset:
@@ -123,10 +135,15 @@ class StreamDataset:
         audio, words = _keep_start(audio, words, speed)
         audio = (audio * 10 ** (rng.uniform(-15, 3) / 20)).clip(-1, 1).astype(np.float32)
         use_prompt = bool(prompt) and rng.random() < self._config.prompt_share
-        tokens, due = self._tokens(words, speed) if known else (None, np.zeros(0))
-        return Example(
-            audio, self._add_noise(audio, rng), self._prefix(prompt if use_prompt else ""), tokens, due
-        )
+        noisy, prefix = self._add_noise(audio, rng), self._prefix(prompt if use_prompt else "")
+        if not known:
+            return Example(audio, noisy, prefix, None, np.zeros(0))
+        tokens, due, word_of = self._tokens(words, speed)
+        return Example(audio, noisy, prefix, tokens, due, tuple(word.source for word in words), word_of)
+
+    def word(self, id: str, number: int) -> str:
+        """A word of an aligned utterance."""
+        return self._aligned[id].words[number].word
 
     def _split(self, chain: Sequence[Utterance], rng: np.random.Generator) -> Iterator[Item]:
         """Cut a chain of neighbouring utterances into streams of random length."""
@@ -146,10 +163,10 @@ class StreamDataset:
             return float(rng.uniform(1, 10))
         return float(rng.uniform(0.6, 1.0) * self._config.joined_max_s)
 
-    def _join(self, item: Item, rng: np.random.Generator) -> tuple[list[np.ndarray], list[WordTime], bool]:
+    def _join(self, item: Item, rng: np.random.Generator) -> tuple[list[np.ndarray], list[SaidWord], bool]:
         """Audio pieces, their words in stream time, and whether all the words are known."""
         pieces = [np.zeros(int(rng.uniform(0, 1.5) * SAMPLE_RATE * (rng.random() < 0.3)), np.float32)]
-        words: list[WordTime] = []
+        words: list[SaidWord] = []
         n_samples = len(pieces[0])
         for utterance in item.utterances:
             samples = _read(utterance)
@@ -158,8 +175,8 @@ class StreamDataset:
             if utterance.id in self._aligned:
                 at = n_samples / SAMPLE_RATE
                 words += [
-                    WordTime(w.word, w.start_s + at, w.end_s + at, w.confidence)
-                    for w in self._aligned[utterance.id].words
+                    SaidWord(w.word, w.start_s + at, w.end_s + at, w.confidence, (utterance.id, i))
+                    for i, w in enumerate(self._aligned[utterance.id].words)
                 ]
             gap = np.zeros(int(rng.uniform(0, MAX_GAP_S) * SAMPLE_RATE), np.float32)
             pieces += [samples, gap]
@@ -175,19 +192,23 @@ class StreamDataset:
             return start
         return (self._tokenizer.sot_prev, *self._tokenizer.encode(" " + prompt)[-MAX_PROMPT_TOKENS:], *start)
 
-    def _tokens(self, words: Sequence[WordTime], speed: float) -> tuple[tuple[int, ...], np.ndarray]:
-        """Text tokens and when each is due in the stream played at ``speed``."""
+    def _tokens(
+        self, words: Sequence[WordTime], speed: float
+    ) -> tuple[tuple[int, ...], np.ndarray, tuple[int, ...]]:
+        """Text tokens, when each is due in the stream played at ``speed``, and the word it belongs to."""
         tokens: list[int] = []
         due: list[float] = []
+        word_of: list[int] = []
         latest = 0.0
-        for word in words:
+        for i, word in enumerate(words):
             ids = self._encode(" " + word.word)
             latest = max(latest, word.end_s / speed + self._margin_s)
             spoken = self._vocabulary.n_spoken(ids)
             times = [latest] * spoken + [latest + MARK_DELAY_S] * (len(ids) - spoken)
             tokens += ids
+            word_of += [i] * len(ids)
             due += times if word.confidence >= self._config.min_confidence else [np.nan] * len(ids)
-        return tuple(tokens), _nondecreasing(np.array(due))
+        return tuple(tokens), _nondecreasing(np.array(due)), tuple(word_of)
 
     def _add_noise(self, audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         dither = rng.standard_normal(len(audio)).astype(np.float32) * np.float32(10 ** rng.uniform(-4.5, -3))
@@ -254,7 +275,7 @@ def _nondecreasing(due: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(due), np.nan, forward)
 
 
-def _keep_start(audio: np.ndarray, words: list[WordTime], speed: float) -> tuple[np.ndarray, list[WordTime]]:
+def _keep_start(audio: np.ndarray, words: list[SaidWord], speed: float) -> tuple[np.ndarray, list[SaidWord]]:
     """Drop what would pass the end of Whisper's 30 s window; words keep times before the speed change."""
     if len(audio) <= MAX_SAMPLES:
         return audio, words
@@ -266,8 +287,8 @@ def _keep_start(audio: np.ndarray, words: list[WordTime], speed: float) -> tuple
 
 
 def _cut_start(
-    audio: np.ndarray, words: list[WordTime], prompt: str, rng: np.random.Generator
-) -> tuple[np.ndarray, list[WordTime], str]:
+    audio: np.ndarray, words: list[SaidWord], prompt: str, rng: np.random.Generator
+) -> tuple[np.ndarray, list[SaidWord], str]:
     """Let the stream begin at a word, as after re-anchoring; the words before it join the prompt."""
     candidates = [
         i for i, word in enumerate(words) if i > 0 and word.start_s < 0.5 * len(audio) / SAMPLE_RATE
@@ -277,5 +298,5 @@ def _cut_start(
     first = int(rng.choice(candidates))
     at = int(max(words[first].start_s - rng.uniform(0.0, 0.15), words[first - 1].end_s - 0.05) * SAMPLE_RATE)
     shift = at / SAMPLE_RATE
-    moved = [WordTime(w.word, w.start_s - shift, w.end_s - shift, w.confidence) for w in words[first:]]
+    moved = [replace(w, start_s=w.start_s - shift, end_s=w.end_s - shift) for w in words[first:]]
     return audio[at:], moved, " ".join([prompt, *(w.word for w in words[:first])]).strip()

@@ -23,7 +23,9 @@ import torch
 from tqdm import tqdm
 
 from asr import SAMPLE_RATE, AudioError, OptionError, Recognizer, Stream
-from training.alignment import align_words, spell_like_teacher
+from training.alignment import align_words
+from training.breakdown import judge_words
+from training.html_report import MeasuredModel, check_folder, write_report
 from training.manifest import ManifestError, Utterance, WordTime, load_audio, read_alignments, read_manifest
 from training.metrics import (
     NO_EDITS,
@@ -34,6 +36,7 @@ from training.metrics import (
     word_latencies,
 )
 from training.report import EvaluatedUtterance, StreamedUtterance, format_table, record, summarize
+from training.spelling import spell_like_teacher
 
 MAX_ALIGNED_S = 30.0  # Whisper's window; longer utterances get no weak alignment
 
@@ -80,9 +83,11 @@ def run(
     head: str = "auto",
     latency: str | float | None = None,
     weights: str = "auto",
+    also: Sequence[str] = (),
+    report: Path | None = None,
     load: Callable[[str, str, str, str], Recognizer] | None = None,
 ) -> int:
-    """Stream a manifest and print a table and, as the last line, one JSON object.
+    """Stream a manifest through one model or several; print a table and, as the last line, one JSON object.
 
     Args:
         manifest: File that :func:`read_manifest` reads; lines without text are counted and skipped.
@@ -101,6 +106,8 @@ def run(
         head: ``auto``, ``none`` or a folder.
         latency: The transducer's, as in :meth:`asr.Recognizer.stream`.
         weights: ``auto``, ``int8`` or ``fp32``.
+        also: Other models to compare with, each ``MODEL`` or ``MODEL,ADAPTER``.
+        report: Folder for ``report.html`` with playable clips, plots and ``report.json``.
         load: Gives the recognizer of a model, an adapter, a head and a format of weights (picklable), if not
             ``Recognizer.load``.
 
@@ -117,35 +124,66 @@ def run(
     if not with_text:
         raise ManifestError(f"{manifest}: no line has a text, so there is nothing to compare with")
     chosen = with_text[:limit]
-    evaluated = evaluate(
-        chosen,
-        loader=partial(load or load_recognizer, model, adapter, head, weights),
-        settings=settings,
-        forced=read_alignments(alignments) if alignments else {},
-        workers=workers,
-    )
-    results = []
+    if report is not None:
+        check_folder(report)
+    shared = {"decoder": decoder, "beam_size": beam_size, "weights": weights}
+    shared |= {"manifest": manifest.name, "workers": workers}
+    shared |= {"latency": latency} if decoder == "transducer" else {}
+    shared["n_without_text"] = len(utterances) - len(with_text)
+    forced = read_alignments(alignments) if alignments else {}
+    measured = []
     with _create(output) as file:
-        for result in _with_progress(evaluated, len(chosen)):
-            results.append(result)
-            if result.error:
-                tqdm.write(f"{manifest}:{result.utterance.line}: skipped: {result.error}", file=sys.stderr)
-            elif file:
-                file.write(json.dumps(record(result), ensure_ascii=False) + "\n")
-    report = summarize(results, chunk_ms=settings.chunk_ms)
-    report |= {
-        "model": model,
-        "adapter": adapter,
-        "weights": weights,
-        "decoder": decoder,
-        "beam_size": beam_size,
-    }
-    report |= {"head": head, "latency": latency} if decoder == "transducer" else {}
-    report |= {"manifest": manifest.name, "workers": workers}
-    report["n_without_text"] = len(utterances) - len(with_text)
-    print(format_table(report["runs"]))
-    print(json.dumps(report))
-    return 1 if report["n_failed"] else 0
+        for name, its_adapter, its_head in [(model, adapter, head), *map(_parse_model, also)]:
+            evaluated = evaluate(
+                chosen,
+                loader=partial(load or load_recognizer, name, its_adapter, its_head, weights),
+                settings=settings,
+                forced=forced,
+                workers=workers,
+            )
+            results = _collect(evaluated, manifest=manifest, n=len(chosen), file=file, model=name)
+            numbers = summarize(results, chunk_ms=settings.chunk_ms)
+            numbers |= {"model": name, "adapter": its_adapter, **shared}
+            numbers |= {"head": its_head} if decoder == "transducer" else {}
+            measured.append(MeasuredModel(_title(name, its_adapter), numbers, results))
+    _print(measured, report)
+    return 1 if measured[0].numbers["n_failed"] else 0
+
+
+def _print(measured: Sequence[MeasuredModel], report: Path | None) -> None:
+    """Print the table and the JSON object, and write the report if there is to be one."""
+    print(format_table([{"model": m.title, **row} for m in measured for row in m.numbers["runs"]]))
+    numbers = measured[0].numbers
+    if len(measured) > 1:
+        numbers = {**numbers, "compared": [each.numbers for each in measured[1:]]}
+    if report is not None:
+        write_report(report, measured)
+        print(f"report in {report / 'report.html'}")
+    print(json.dumps(numbers))
+
+
+def _collect(
+    evaluated: Iterator[EvaluatedUtterance], *, manifest: Path, n: int, file: IO[str] | None, model: str
+) -> list[EvaluatedUtterance]:
+    """All results of a model; each is written, or its error said, when it is there."""
+    results = []
+    for result in _with_progress(evaluated, n):
+        results.append(result)
+        if result.error:
+            tqdm.write(f"{manifest}:{result.utterance.line}: skipped: {result.error}", file=sys.stderr)
+        elif file:
+            file.write(json.dumps({"model": model, **record(result)}, ensure_ascii=False) + "\n")
+    return results
+
+
+def _parse_model(text: str) -> tuple[str, str, str]:
+    """Model, adapter and head of ``MODEL`` or ``MODEL,ADAPTER``."""
+    model, _, adapter = text.partition(",")
+    return model, adapter or "auto", "auto"
+
+
+def _title(model: str, adapter: str) -> str:
+    return model if adapter == "auto" else f"{model} with {adapter}"
 
 
 def load_recognizer(model: str, adapter: str, head: str = "auto", weights: str = "auto") -> Recognizer:
@@ -242,6 +280,7 @@ def evaluate_utterance(
             StreamedUtterance(
                 chunk_ms=chunk_ms,
                 text=played.transcript.text,
+                words=judge_words(played.transcript.words, reference=text),
                 edits=count_edits(text, hypothesis=played.transcript.text),
                 compute_s=played.compute_s,
                 latencies=word_latencies(played.words, reference=times),

@@ -29,7 +29,9 @@ from training.head_data import HeadBatch, load_batch
 from training.head_evaluation import HeadResult, measure_dial, measure_timing, stream, summarize
 from training.head_losses import HeadLoss, HeadLossParts, hard_delays
 from training.head_setup import DevSets, Frozen, dataset, dev_sets, feature_maker, new_head, store
-from training.runs import Position, load_batches, log_row, parse_settings, warm_cosine
+from training.run_log import RunLog
+from training.runs import Position, load_batches, parse_settings, warm_cosine
+from training.workers import Workers
 
 
 @dataclass
@@ -51,13 +53,15 @@ def train(config: HeadTrainConfig) -> None:
             frames look), ``dev.csv``, and the head folders ``last`` and ``best`` (the lowest streaming WER on
             the dev manifest, once gates are hard).
     """
+    workers = Workers(device=config.device, precision=config.precision)
     config.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
-    frozen = Frozen.load(config)
-    device = torch.device(config.device)
+    device = workers.device
+    frozen = Frozen.load(config, device)
     head = new_head(config, frozen).to(device)
     loss_of = HeadLoss(head, config.loss).to(device)
-    optimizer = _optimizer(config, head, loss_of)
+    optimizer = workers.prepare(_optimizer(config, head, loss_of))
+    log = RunLog(config.output, tensorboard=config.tensorboard, is_writer=workers.is_main)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     progress = _resume(config, head, loss_of, optimizer)
     aligned = read_aligned(config.data.aligned)
@@ -69,12 +73,14 @@ def train(config: HeadTrainConfig) -> None:
         Position(progress.epoch, progress.batch),
         load_batch(maker, store(config, frozen), data.load),
         drawn_epochs=config.drawn_epochs,
+        rank=workers.rank,
+        n_ranks=workers.n_ranks,
     )
-    bar = tqdm(total=config.steps, initial=progress.step, unit="step", dynamic_ncols=True)
+    bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=not workers.is_main or None)
     while progress.step < config.steps:
         started = time.monotonic()
         rng = np.random.default_rng([config.seed, progress.step])
-        torch.manual_seed(int(rng.integers(2**31)))
+        torch.manual_seed(int(rng.integers(2**31)) + workers.rank)
         loaded = next(batches)
         batch = loaded.content.to(device)
         waited = time.monotonic() - started
@@ -88,29 +94,32 @@ def train(config: HeadTrainConfig) -> None:
             masked_share=config.masked_share,
             penalty_share=_penalty_share(progress.step, config),
         )
-        parts.total.backward()
+        workers.backward(parts.total)
         rate = warm_cosine(progress.step, warmup_steps=config.warmup_steps, steps=config.steps)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["full_rate"]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-        if torch.isfinite(norm):
-            optimizer.step()
-        optimizer.zero_grad()
+        workers.average_gradients(parameters)
+        norm = workers.clip(parameters, config.clip_norm)
+        workers.step(optimizer, norm)
         progress.step += 1
         progress.epoch, progress.batch = loaded.following.epoch, loaded.following.batch
-        progress.hours += batch.seconds / 3600
+        progress.hours += workers.sum([batch.seconds / 3600])[0]
         timing = {"seconds": round(time.monotonic() - started, 2), "waited": round(waited, 2)}
-        _log_step(config, batch, parts, progress, norm=norm.item(), temperature=temperature, **timing)
+        _log_step(log, batch, parts, progress, norm=norm.item(), temperature=temperature, **timing)
         bar.set_postfix(loss=parts.transducer.item(), delay_s=parts.delay_s.item(), refresh=False)
         bar.update()
         finished = progress.step == config.steps
         if progress.step % config.statistics_every == 0 or finished:
-            _log_delays(config, head, batch, progress)
-        if (progress.step % config.evaluate_every == 0 or finished) and sets.dev:
-            _evaluate(config, frozen, head, sets, progress)
-        if progress.step % config.checkpoint_every == 0 or finished:
-            _save(config, frozen, head, loss_of, optimizer, progress)
+            _log_delays(config, head, batch, progress, log)
+        is_evaluated = (progress.step % config.evaluate_every == 0 or finished) and bool(sets.dev)
+        for is_judged in (False, True) if is_evaluated else (False,):
+            if is_judged and workers.is_main:
+                _evaluate(config, frozen, head, sets, progress, log)
+            if workers.is_main and (progress.step % config.checkpoint_every == 0 or finished or is_evaluated):
+                _save(config, frozen, head, loss_of, optimizer, progress)
+        workers.wait()
     bar.close()
+    log.close()
 
 
 def _optimizer(config: HeadTrainConfig, head: TransducerHead, loss_of: HeadLoss) -> torch.optim.Optimizer:
@@ -151,7 +160,7 @@ def _policy(config: HeadTrainConfig, bias: float) -> LookPolicy:
 
 
 def _log_step(
-    config: HeadTrainConfig,
+    log: RunLog,
     batch: HeadBatch,
     parts: HeadLossParts,
     progress: Progress,
@@ -176,10 +185,12 @@ def _log_step(
         "seconds": seconds,
         "waited": waited,  # of them, for the batch
     }
-    log_row(config.output / "log.csv", row)
+    log.write("log", row)
 
 
-def _log_delays(config: HeadTrainConfig, head: TransducerHead, batch: HeadBatch, progress: Progress) -> None:
+def _log_delays(
+    config: HeadTrainConfig, head: TransducerHead, batch: HeadBatch, progress: Progress, log: RunLog
+) -> None:
     """Log how far frames would look in streaming: mean, percentiles, looks per block, and a histogram."""
     waits, looks = hard_delays(head.eval(), batch, _policy(config, 0.0))
     counts = torch.bincount(waits.long(), minlength=head.lookahead.latency + 1).tolist()
@@ -192,11 +203,16 @@ def _log_delays(config: HeadTrainConfig, head: TransducerHead, batch: HeadBatch,
         **{f"look_{i}": round(look, 3) for i, look in enumerate(looks.tolist())},
         **{f"wait_{i * HEAD_FRAME_MS}_ms": count for i, count in enumerate(counts)},
     }
-    log_row(config.output / "lookahead.csv", row)
+    log.write("lookahead", row)
 
 
 def _evaluate(
-    config: HeadTrainConfig, frozen: Frozen, head: TransducerHead, sets: DevSets, progress: Progress
+    config: HeadTrainConfig,
+    frozen: Frozen,
+    head: TransducerHead,
+    sets: DevSets,
+    progress: Progress,
+    log: RunLog,
 ) -> None:
     """Stream the dev set; keep the head, with dial and timing measured, if it is the best so far.
 
@@ -218,7 +234,7 @@ def _evaluate(
         "p50_ms": result.p50_ms,
         "p95_ms": result.p95_ms,
     }
-    log_row(config.output / "dev.csv", row)
+    log.write("dev", row)
     tqdm.write(
         f"step {progress.step}: dev WER {100 * result.edits.wer:.2f} % at {config.dev_chunk_ms} ms chunks, "
         f"lookahead {result.mean_ms:.0f} ms (p95 {result.p95_ms:.0f} ms)"
@@ -252,7 +268,7 @@ def _card(
         )
     }
     return HeadCard(
-        base_model=config.model,
+        base_model=frozen.base.name,
         base_weights_hash=frozen.base.weights_hash,
         adapter_hash=adapter_hash(frozen.adapter),
         config=head.config.to_json(),

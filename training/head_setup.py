@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from whisper.model import Whisper
 
 from asr.adapters import merge_adapter, shipped_adapter
@@ -17,6 +18,7 @@ from asr.head_files import adapter_hash, load_head
 from training.alignment import AlignedUtterance, teacher_tokenizer
 from training.config import HeadTrainConfig
 from training.dataset import StreamDataset
+from training.dev_sets import with_text
 from training.head_data import FeatureMaker, FeatureStore, fingerprint
 from training.head_evaluation import Encoded, encode_utterances
 from training.manifest import read_manifest
@@ -37,9 +39,9 @@ class Frozen:
     left_context_s: float
 
     @classmethod
-    def load(cls, config: HeadTrainConfig) -> Frozen:
-        """The base weights with the adapter merged in."""
-        base = load_checkpoint(config.model, device=config.device)
+    def load(cls, config: HeadTrainConfig, device: torch.device) -> Frozen:
+        """The base weights with the adapter merged in, on a device."""
+        base = load_checkpoint(config.model, device=device)
         folder = shipped_adapter(base.name) if config.adapter == "auto" else Path(config.adapter)
         if folder is None or config.adapter == "none":
             return cls(base, None, CausalEncoder(base.model.encoder), 1, 10.0)
@@ -138,7 +140,7 @@ def dev_sets(
     if config.dev_manifest is None:
         return DevSets([], [])
     chunking = frozen.chunking(config.dev_chunk_ms)
-    utterances = read_manifest(config.dev_manifest, require_text=True)
+    utterances = with_text(config.dev_manifest)
     dev = [u for u in every_nth(utterances, config.dev_limit) if u.duration_s < MAX_DEV_S]
     known = [u for u in read_manifest(config.data.manifest) if u.id in aligned and u.duration_s < MAX_DEV_S]
     words = {id: utterance.words for id, utterance in aligned.items()}

@@ -10,13 +10,15 @@ B streams, U main tokens, P probes, T frames.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from whisper.model import Whisper
 
 from asr.decoder import Decoder
@@ -29,6 +31,8 @@ from training.dataset import Example
 PROBE_SLACK_S = 0.12  # end-of-text is asked for at least this long before the next token is due
 IGNORE = -100
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -39,13 +43,20 @@ class Targets:
     labels: Tensor  # [B, M] int64 target of each position, IGNORE where there is none
     self_mask: Tensor  # [B, M, M] bool, True = attend
     visible: Tensor  # [B, M] int64, frames below this are seen
+    weights: Tensor  # [B, M] float32, how much each position counts
     n_main: int  # U
 
     def to(self, device: torch.device) -> Targets:
         """The same on ``device``."""
-        tensors = (self.tokens, self.positions, self.labels, self.self_mask, self.visible)
-        tokens, positions, labels, self_mask, visible = (tensor.to(device) for tensor in tensors)
-        return Targets(tokens, positions, labels, self_mask, visible, self.n_main)
+        return Targets(
+            self.tokens.to(device),
+            self.positions.to(device),
+            self.labels.to(device),
+            self.self_mask.to(device),
+            self.visible.to(device),
+            self.weights.to(device),
+            self.n_main,
+        )
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,7 @@ class LossParts:
     token: Tensor  # [] cross-entropy of main copies and probes
     teacher: Tensor  # [] KL divergence from the full-context model's next-token distribution
     feature: Tensor  # [] squared error to the full-context features over their variance
+    probabilities: tuple[np.ndarray, ...] = ()  # [n_tokens] of each stream's text; NaN where not asked for
 
 
 def build_targets(
@@ -66,6 +78,7 @@ def build_targets(
     eot: int,
     full_share: float,
     rng: np.random.Generator,
+    weights: Sequence[np.ndarray] | None = None,
 ) -> Targets:
     """Lay out the decoder's side of a batch.
 
@@ -76,6 +89,7 @@ def build_targets(
         eot: Id of end-of-text.
         full_share: Share of streams whose tokens see every frame.
         rng: For probes and the choice of those streams.
+        weights: How much each text token and the end of each stream count, ``[n_tokens + 1]``; None is fully.
 
     Returns:
         Inputs, masks and targets.
@@ -105,8 +119,26 @@ def build_targets(
         as_tensor(labels),
         as_tensor(mask),
         as_tensor(visible),
+        as_tensor(_counts(examples, rows, shape, n_main, weights)),
         n_main,
     )
+
+
+def _counts(
+    examples: Sequence[Example],
+    rows: Sequence[_Row],
+    shape: tuple[int, int],
+    n_main: int,
+    weights: Sequence[np.ndarray] | None,
+) -> np.ndarray:
+    """How much each position counts, ``[B, M]``; a probe as the token that it must wait for."""
+    counts = np.ones(shape, np.float32)
+    for b, (example, row) in enumerate(zip(examples, rows, strict=True)):
+        if weights is not None and example.tokens is not None:
+            first = len(example.prefix) - 1  # the position that predicts the first text token
+            counts[b, first : len(row.tokens)] = weights[b]
+            counts[b, n_main : n_main + len(row.probe_at)] = weights[b][row.probe_at - first]
+    return counts
 
 
 @dataclass(frozen=True)
@@ -164,7 +196,16 @@ def _ready_frames(due_s: np.ndarray, chunking: Chunking, n_frames: int) -> np.nd
 class StreamLoss:
     """Computes the loss of a batch with a student that is being trained and a frozen teacher."""
 
-    def __init__(self, student: Whisper, teacher: Whisper, *, eot: int, config: LossConfig) -> None:
+    def __init__(
+        self,
+        student: Whisper,
+        teacher: Whisper,
+        *,
+        eot: int,
+        config: LossConfig,
+        precision: str = "bf16",
+        gradient_checkpointing: bool = False,
+    ) -> None:
         """Wrap both models.
 
         Args:
@@ -172,7 +213,12 @@ class StreamLoss:
             teacher: The original Whisper, in eval mode.
             eot: Id of end-of-text.
             config: Weights of the parts.
+            precision: Mixed precision: ``bf16``, ``fp16`` or ``no``.
+            gradient_checkpointing: Compute encoder and decoder once more in the backward pass instead of
+                keeping what is inside them.
         """
+        self._precision = precision
+        self._checkpointing = gradient_checkpointing
         self._encoder = CausalEncoder(student.encoder)
         self._decoder = Decoder(student.decoder, student.alignment_heads)
         self._teacher = teacher
@@ -182,7 +228,12 @@ class StreamLoss:
         self._config = config
 
     def __call__(
-        self, examples: Sequence[Example], *, chunking: Chunking, rng: np.random.Generator
+        self,
+        examples: Sequence[Example],
+        *,
+        chunking: Chunking,
+        rng: np.random.Generator,
+        weights: Sequence[np.ndarray] | None = None,
     ) -> LossParts:
         """The loss of a batch.
 
@@ -190,6 +241,7 @@ class StreamLoss:
             examples: The streams.
             chunking: Chunks of this batch.
             rng: For probes.
+            weights: As in :func:`build_targets`.
 
         Returns:
             The loss and its parts.
@@ -203,16 +255,26 @@ class StreamLoss:
             eot=self._eot,
             full_share=self._config.full_share,
             rng=rng,
+            weights=weights,
         )
         n_taught = max(1, round(self._config.teacher_share * len(examples)))
         taught = sorted(rng.choice(len(examples), n_taught, replace=False).tolist())
-        with autocast(device):
-            frames = self._encoder.forward(self._features(examples, n_frames), chunking)
-            reference = encode_padded(self._teacher, [examples[b].clean for b in taught])
+        with autocast(device, self._precision):
+            frames = self._run(self._encoder.forward, self._features(examples, n_frames), chunking)
+            clean = [examples[b].clean for b in taught]
+            reference = encode_padded(self._teacher, clean, precision=self._precision)
             feature = _feature_loss(frames[taught], reference[:, :n_frames], [examples[b] for b in taught])
-            token, teacher = self._token_losses(frames, reference, taught, targets.to(device))
+            token, teacher, chosen = self._token_losses(frames, reference, taught, targets.to(device))
         total = token + self._config.teacher_weight * teacher + self._config.feature_weight * feature
-        return LossParts(total, token.detach(), teacher.detach(), feature.detach())
+        probabilities = _of_text_tokens(examples, chosen)
+        return LossParts(total, token.detach(), teacher.detach(), feature.detach(), probabilities)
+
+    def _run(self, part: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call a part of the student, keeping its insides for the backward pass or not."""
+        if not self._checkpointing:
+            return part(*args, **kwargs)
+        result: T = checkpoint(part, *args, use_reentrant=False, **kwargs)
+        return result
 
     def _features(self, examples: Sequence[Example], n_frames: int) -> Tensor:
         """Scaled mel ``[B, M, 2 T + 1]`` of the streams, silence at their ends."""
@@ -226,26 +288,36 @@ class StreamLoss:
 
     def _token_losses(
         self, frames: Tensor, reference: Tensor, taught: list[int], targets: Targets
-    ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of all streams, and KL of the taught ones' main copies."""
-        output = self._decoder.forward(
-            targets.tokens,
-            self._decoder.project_frames(frames),
-            positions=targets.positions,
-            self_mask=targets.self_mask,
-            cross_mask=torch.arange(frames.shape[1], device=frames.device) < targets.visible[..., None],
-        )
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross-entropy of all streams, KL of the taught ones' main copies, and ``[B, U]`` probabilities."""
+
+        def decode(frames: Tensor) -> Tensor:
+            seen = torch.arange(frames.shape[1], device=frames.device) < targets.visible[..., None]
+            return self._decoder.forward(
+                targets.tokens,
+                self._decoder.project_frames(frames),
+                positions=targets.positions,
+                self_mask=targets.self_mask,
+                cross_mask=seen,
+            ).hidden
+
+        hidden = self._run(decode, frames)
         scored = targets.labels != IGNORE
+        chosen = frames.new_full(scored.shape, torch.nan, dtype=torch.float32)
         if not scored.any():
-            return frames.new_zeros(()), frames.new_zeros(())
-        log_p = self._decoder.logits(output.hidden[scored]).log_softmax(-1)
-        token = F.nll_loss(log_p, targets.labels[scored])
+            return frames.new_zeros(()), frames.new_zeros(()), chosen[:, : targets.n_main]
+        log_p = self._decoder.logits(hidden[scored]).log_softmax(-1)
+        nll = F.nll_loss(log_p, targets.labels[scored], reduction="none")
+        token = (nll * targets.weights[scored]).mean()
+        chosen[scored] = (-nll.detach()).exp()
+        chosen = chosen[:, : targets.n_main]
         compared = torch.zeros_like(scored)
         compared[taught, : targets.n_main] = scored[taught, : targets.n_main]
         if self._config.teacher_weight == 0 or not compared.any():
-            return token, frames.new_zeros(())
+            return token, frames.new_zeros(()), chosen
         expected = self._teacher_log_p(reference, taught, targets, compared)
-        return token, F.kl_div(log_p[compared[scored]], expected, log_target=True, reduction="batchmean")
+        teacher = F.kl_div(log_p[compared[scored]], expected, log_target=True, reduction="batchmean")
+        return token, teacher, chosen
 
     @torch.no_grad()
     def _teacher_log_p(
@@ -260,6 +332,14 @@ class StreamLoss:
             self_mask=targets.self_mask[taught, :n_main, :n_main],
         )
         return decoder.logits(output.hidden[compared[taught, :n_main]]).log_softmax(-1)
+
+
+def _of_text_tokens(examples: Sequence[Example], chosen: Tensor) -> tuple[np.ndarray, ...]:
+    """The probabilities ``[B, U]`` of main copies' labels, cut to each stream's text tokens."""
+    rows = chosen.cpu().numpy()
+    firsts = [len(example.prefix) - 1 for example in examples]
+    lengths = [len(example.tokens or ()) for example in examples]
+    return tuple(row[a : a + n] for row, a, n in zip(rows, firsts, lengths, strict=True))
 
 
 def _feature_loss(frames: Tensor, reference: Tensor, examples: Sequence[Example]) -> Tensor:

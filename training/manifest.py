@@ -1,7 +1,7 @@
 """Manifests of speech (one JSON object a line), their audio, and files of word times.
 
 A manifest line of ours is ``{"id", "audio", "duration", "text", "speaker", "set"}``; NeMo's
-``{"audio_filepath", "duration", "text"}`` is read as well. Other keys are ignored. Paths are
+``{"audio_filepath", "duration", "text", "offset"}`` is read as well. Other keys are ignored. Paths are
 relative to the manifest's folder. Every complaint names the file, the line and what to do.
 """
 
@@ -42,6 +42,8 @@ class Utterance:
     """Name of the corpus part; the manifest's stem where the line gives none."""
     line: int
     """Line number in the manifest, from 1."""
+    offset_s: float | None = None
+    """Where in the file it begins, ``duration_s`` long; None is the whole file."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def read_manifest(path: str | Path, *, require_text: bool = False) -> list[Utter
     path = Path(path)
     utterances: list[Utterance] = []
     line_of_id: dict[str, int] = {}
-    for line, record in _json_lines(path):
+    for line, record in json_lines(path):
         utterance = _utterance(path, line=line, record=record)
         if require_text and utterance.text is None:
             _fail(
@@ -100,7 +102,7 @@ def read_alignments(path: str | Path) -> dict[str, list[WordTime]]:
     path = Path(path)
     alignments: dict[str, list[WordTime]] = {}
     line_of_id: dict[str, int] = {}
-    for line, record in _json_lines(path):
+    for line, record in json_lines(path):
         id = record.get("id")
         if not isinstance(id, str) or not id:
             _fail(path, line, f'"id" must be a non-empty text, found {id!r}')
@@ -128,7 +130,7 @@ def load_audio(utterance: Utterance) -> np.ndarray:
     if not path.is_file():
         raise AudioError(f"{path}: no such audio file; correct the path or remove the line")
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        samples, rate = _read_samples(utterance)
     except (soundfile.SoundFileError, OSError) as error:
         raise AudioError(f"{path}: not audio that soundfile reads ({error})") from error
     if len(samples) == 0:
@@ -142,12 +144,29 @@ def load_audio(utterance: Utterance) -> np.ndarray:
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
+def _read_samples(utterance: Utterance) -> tuple[np.ndarray, int]:
+    """The file's samples ``[S, channels]``, or those of the utterance's part of it, and their rate."""
+    with soundfile.SoundFile(utterance.audio) as file:
+        n_samples = -1
+        if utterance.offset_s is not None:
+            file.seek(min(round(utterance.offset_s * file.samplerate), file.frames))
+            n_samples = round(utterance.duration_s * file.samplerate)
+        return file.read(n_samples, dtype="float32", always_2d=True), file.samplerate
+
+
 def _fail(path: Path, line: int, problem: str) -> NoReturn:
     raise ManifestError(f"{path}:{line}: {problem}")
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number from 1, object) of a JSON-lines file."""
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number from 1, object) of a JSON-lines file.
+
+    Args:
+        path: UTF-8; blank lines are skipped.
+
+    Raises:
+        ManifestError: The file cannot be read, or a line is no JSON object.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -178,9 +197,10 @@ def _utterance(path: Path, *, line: int, record: dict[str, Any]) -> Utterance:
     audio = record.get("audio", record.get("audio_filepath"))
     if not isinstance(audio, str) or not audio:
         _fail(path, line, f'"audio" (or "audio_filepath") must be a path, found {audio!r}')
-    if record.get("offset"):
-        _fail(path, line, 'cuts out of longer files ("offset") are not supported; cut the audio first')
     audio_path = (path.parent / audio).absolute()
+    offset_s = None if record.get("offset") is None else _number(record["offset"])
+    if record.get("offset") is not None and (offset_s is None or offset_s < 0):
+        _fail(path, line, f'"offset" must be seconds from 0, found {record["offset"]!r}')
     return Utterance(
         id=_text(path, line=line, record=record, key="id") or audio_path.stem,
         audio=audio_path,
@@ -189,6 +209,7 @@ def _utterance(path: Path, *, line: int, record: dict[str, Any]) -> Utterance:
         speaker=_text(path, line=line, record=record, key="speaker"),
         set=_text(path, line=line, record=record, key="set") or path.stem,
         line=line,
+        offset_s=offset_s,
     )
 
 

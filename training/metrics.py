@@ -63,7 +63,8 @@ def normalize(text: str) -> str:
 
 
 @lru_cache(maxsize=65_536)
-def _token(word: str) -> Token:
+def word_parts(word: str) -> Token:
+    """Return a word as the normaliser writes it, in parts."""
     return tuple(normalize(word).split())
 
 
@@ -202,7 +203,7 @@ class EmissionLog:
         n_stable = next((i for i, word in enumerate(self._open) if not word.stable), len(self._open))
         self._states.append(
             _State(
-                tokens=tuple(_token(word.text) for word in (*self._finished, *self._open)),
+                tokens=tuple(word_parts(word.text) for word in (*self._finished, *self._open)),
                 n_committed=len(self._finished) + n_stable,
                 time_s=time_s,
                 compute_aware_s=compute_aware_s,
@@ -308,8 +309,8 @@ def word_latencies(words: Sequence[ShownWord], *, reference: Sequence[WordTime])
     Returns:
         Latencies of the words that match exactly.
     """
-    hypothesis_parts = [(part, i) for i, word in enumerate(words) for part in _token(word.text)]
-    reference_parts = [(part, i) for i, word in enumerate(reference) for part in _token(word.word)]
+    hypothesis_parts = [(part, i) for i, word in enumerate(words) for part in word_parts(word.text)]
+    reference_parts = [(part, i) for i, word in enumerate(reference) for part in word_parts(word.word)]
     output = jiwer.process_words(
         " ".join(part for part, _ in reference_parts), " ".join(part for part, _ in hypothesis_parts)
     )
@@ -322,7 +323,7 @@ def word_latencies(words: Sequence[ShownWord], *, reference: Sequence[WordTime])
     latencies = Latencies()
     for word_index, reference_indexes in matched.items():
         word = words[word_index]
-        if len(reference_indexes) < len(_token(word.text)):
+        if len(reference_indexes) < len(word_parts(word.text)):
             continue
         end_s = reference[reference_indexes[-1]].end_s
         latencies.emission_ms.append(_lag_ms(word.emitted_s, end_s))

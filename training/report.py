@@ -14,6 +14,16 @@ from training.metrics import NO_EDITS, Latencies, WerResult, corpus_wer, percent
 
 
 @dataclass(frozen=True)
+class JudgedWord:
+    """A recognised word."""
+
+    text: str
+    confidence: float
+    is_right: bool
+    """Whether it stands in the reference at this place."""
+
+
+@dataclass(frozen=True)
 class StreamedUtterance:
     """One utterance streamed at one chunk size."""
 
@@ -23,6 +33,8 @@ class StreamedUtterance:
     compute_s: float
     """Measured seconds inside ``feed`` and ``finish``."""
     latencies: Latencies
+    words: tuple[JudgedWord, ...] = ()
+    """The words that were recognised, with confidences and whether they are right."""
     frame_waits_ms: tuple[int, ...] = ()
     """Lookahead of every frame of a transducer's; of the whole stream."""
     word_waits_ms: tuple[int, ...] = ()
@@ -127,7 +139,19 @@ def summarize_streams(streamed: Sequence[StreamedUtterance], *, duration_s: floa
 
 
 def format_table(runs: Sequence[dict[str, Any]]) -> str:
-    """Return the runs of a report as a table, one row per chunk size."""
+    """Return the runs of reports as a table, one row per model and chunk size.
+
+    Args:
+        runs: From reports of :func:`summarize`, each with its ``model`` where there are several.
+    """
+    rows = table_cells(runs)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
+    return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
+
+
+def table_cells(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Return the cells of :func:`format_table`, titles first; columns without numbers are left out."""
     columns: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         ("chunk ms", lambda run: f"{run['chunk_ms']}"),
         ("WER %", lambda run: f"{100 * run['wer']:.2f}"),
@@ -144,6 +168,8 @@ def format_table(runs: Sequence[dict[str, Any]]) -> str:
         ),
         ("RTF", lambda run: f"{run['rtf']:.3f}"),
     ]
+    if len({run.get("model") for run in runs}) > 1:
+        columns.insert(0, ("model", lambda run: str(run["model"])))
     for key, title in (("second_pass_wer", "2nd pass"), ("lookahead_ms", "lookahead")):
         if all(run[key] is None for run in runs):
             columns = [column for column in columns if title not in column[0]]
@@ -156,6 +182,4 @@ def format_table(runs: Sequence[dict[str, Any]]) -> str:
             except TypeError:  # a number that could not be measured is None
                 row.append("-")
         rows.append(row)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * width for width in widths])
-    return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
+    return rows

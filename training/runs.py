@@ -40,17 +40,21 @@ def load_batches(
     load: Callable[[Sequence[Item], Position], _T],
     *,
     drawn_epochs: int = 0,
+    rank: int = 0,
+    n_ranks: int = 1,
 ) -> Iterator[Loaded[_T]]:
     """Endless batches, loaded one ahead in a thread.
 
     Args:
         dataset: Draws the epochs.
-        start: The first batch.
+        start: The first batch of all processes.
         load: Makes a batch of its streams, drawn for a place in the data.
         drawn_epochs: How many epochs are drawn before the first comes again; 0 draws every epoch anew.
+        rank: This process; it gets the first of each ``n_ranks`` batches after ``rank`` others.
+        n_ranks: Processes that share the batches.
 
     Yields:
-        Loaded batches in order.
+        Loaded batches in order; ``following`` is where the next ones of all processes begin.
     """
 
     def positions() -> Iterator[tuple[Sequence[Item], Position, Position]]:
@@ -63,8 +67,15 @@ def load_batches(
                 yield plan[i], Position(drawn, i), after
             epoch, first = epoch + 1, 0
 
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    def mine() -> Iterator[tuple[Sequence[Item], Position, Position]]:
         source = positions()
+        while True:
+            group = [next(source) for _ in range(n_ranks)]
+            items, position, _ = group[rank]
+            yield items, position, group[-1][2]
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        source = mine()
         items, position, following = next(source)
         pending = pool.submit(load, items, position)
         while True:
@@ -80,15 +91,6 @@ def warm_cosine(step: int, *, warmup_steps: int, steps: int) -> float:
         return (step + 1) / warmup_steps
     done = (step - warmup_steps) / max(1, steps - warmup_steps)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def log_row(path: Path, row: dict[str, Any]) -> None:
-    """Append a row to a CSV file, with a header if it is new."""
-    new = not path.exists()
-    with path.open("a", encoding="utf-8") as file:
-        if new:
-            file.write(",".join(row) + "\n")
-        file.write(",".join(str(value) for value in row.values()) + "\n")
 
 
 def every_nth(utterances: list[Utterance], limit: int) -> list[Utterance]:
@@ -139,8 +141,8 @@ def parse_settings(
 def _convert(owner: type, name: str, value: Any) -> Any:
     kind = str(next(field.type for field in fields(owner) if field.name == name))
     if kind.startswith("tuple"):
-        number = int if "int" in kind else float
-        return tuple(number(x) for x in (value.split(",") if isinstance(value, str) else value))
+        of = int if "int" in kind else float if "float" in kind else str
+        return tuple(of(x) for x in (value.split(",") if isinstance(value, str) else value))
     if "Path" in kind:
         return Path(value)
     if kind == "bool":

@@ -1,0 +1,1 @@
+"""``foresound finetune``: from a YAML file to one folder that ``--model`` takes."""
