@@ -1,8 +1,10 @@
 """Average adapters of one training run: ``python -m training.average EARLIER LATER -o AVERAGE``.
 
 Weights along one run lie in one basin, and the mean of two of them often makes fewer errors than either
-(Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", 2018). Adapters of
-different runs have nothing in common that could be averaged.
+(Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", 2018). The mean of
+the adapter that a run began with and the trained one forgets less (Wortsman et al., "Robust fine-tuning of
+zero-shot models", 2022). Adapters of different runs have nothing in common that could be averaged. The
+factors of LoRA are averaged, not their products, which differ by the product of the factors' changes.
 """
 
 from __future__ import annotations

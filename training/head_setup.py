@@ -15,6 +15,7 @@ from asr.encoder import CausalEncoder, Chunking
 from asr.errors import OptionError
 from asr.head import HeadConfig, TransducerHead
 from asr.head_files import adapter_hash, load_head
+from asr.recognizer import LEFT_CONTEXT_S
 from training.alignment import AlignedUtterance, teacher_tokenizer
 from training.config import HeadTrainConfig
 from training.dataset import StreamDataset
@@ -46,7 +47,8 @@ class Frozen:
         if folder is None or config.adapter == "none":
             return cls(base, None, CausalEncoder(base.model.encoder), 1, 10.0)
         merged, card = merge_adapter(base.model, folder, weights_hash=base.weights_hash)
-        return cls(base, folder, CausalEncoder(merged.encoder), card.initial_chunks, card.left_context_s)
+        left_context_s = min(card.left_context_s, LEFT_CONTEXT_S)  # as streams have it
+        return cls(base, folder, CausalEncoder(merged.encoder), card.initial_chunks, left_context_s)
 
     @property
     def model(self) -> Whisper:

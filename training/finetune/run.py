@@ -11,8 +11,8 @@ from asr.adapters import shipped_adapter
 from asr.errors import OptionError
 from training import head_loop, loop
 from training.adapter_run import Progress
+from training.average import average
 from training.config import TrainConfig
-from training.finetune.blend import blend_adapters
 from training.finetune.config import FinetuneConfig, dump_config, read_config
 from training.finetune.export import export
 from training.workers import Workers
@@ -129,7 +129,7 @@ def _blended(config: FinetuneConfig, run: TrainConfig, trained: Path, workers: W
     assert start is not None, "a run from auto has begun with the shipped adapter"
     folder = run.output / "blended"
     if workers.is_main:
-        blend_adapters(start, trained, share=config.blend, output=folder)
+        average([start, trained], folder, weights=[1 - config.blend, config.blend])
     workers.wait()
     return folder
 
