@@ -67,9 +67,8 @@ async def churn(url: str, clips: Sequence[Clip], *, n_streams: int, n_visits: in
 
     async def client() -> None:
         for number in left:
-            n_before = sum(tally.n_visits.values())
             await visit(url, clips[number % len(clips)], chance, tally, speed=speed)
-            print(f"visit {n_before + 1}: {len(tally.wrong)} wrong", file=sys.stderr)
+            print(f"visit {number}: {len(tally.wrong)} wrong so far", file=sys.stderr)
 
     await asyncio.gather(*(client() for _ in range(n_streams)))
     return tally

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import types
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -134,7 +135,7 @@ class FakeBatcher:
     def __init__(self, *, n_slots: int = 8, tick_s: float = 0.0, draft: str = " d") -> None:
         self.n_slots, self._tick_s, self._draft = n_slots, tick_s, draft
         self.slots: set[FakeSlot] = set()
-        self.opened: list[tuple[AudioFormat, StreamSettings]] = []
+        self.opened: deque[tuple[AudioFormat, StreamSettings]] = deque(maxlen=100)  # the newest
         self.is_held = False
         self.may_open = asyncio.Event()
         self.may_open.set()
