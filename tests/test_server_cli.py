@@ -27,13 +27,20 @@ def test_the_command_s_defaults_are_the_service_s(monkeypatch: pytest.MonkeyPatc
     """They are written down twice, for the help, and are the same."""
     config, rest = parsed(monkeypatch)
     assert config == ServerConfig()
-    assert rest == {"model": "tiny.en", "adapter": "auto", "head": "auto", "device": "cpu", "threads": None}
+    assert rest == {
+        "model": "tiny.en",
+        "adapter": "auto",
+        "head": "auto",
+        "weights": "auto",
+        "device": "cpu",
+        "threads": None,
+    }
 
 
 def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each ends up where it belongs."""
     text = (
-        "--host 0.0.0.0 --port 1 --model base --adapter none --head h --decoder transducer --latency 90 "
+        "--host 0.0.0.0 --port 1 --model base --adapter none --head h --weights fp32 --decoder transducer --latency 90 "
         "--chunk-ms 80 --max-streams 2 "
         "--tls-cert c --tls-key k --token-file t --threads 3 --device cuda --idle-s 1 --session-s 2 "
         "--resume-s 3 --drain-s 4 --queue-s 5 --max-message-bytes 6000 "
@@ -55,7 +62,14 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         rest_port=0,
         upload_bytes=7,
     )
-    assert rest == {"model": "base", "adapter": "none", "head": "h", "device": "cuda", "threads": 3}
+    assert rest == {
+        "model": "base",
+        "adapter": "none",
+        "head": "h",
+        "weights": "fp32",
+        "device": "cuda",
+        "threads": 3,
+    }
     assert parsed(monkeypatch, "--host", "::", "--no-auth")[0].no_auth
 
 
