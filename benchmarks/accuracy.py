@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from asr import ForesoundError, Recognizer
 from benchmarks.machine import machine
-from training.evaluate import Settings, evaluate_utterance, load_recognizer
-from training.manifest import Utterance, read_manifest
+from training.evaluate import Settings, evaluate_utterance, load_recognizer, reference_times
+from training.manifest import Utterance, load_audio, read_manifest
 from training.report import EvaluatedUtterance, summarize
 
 
@@ -84,9 +84,13 @@ def measure(
         A row for each mode, as :func:`training.report.summarize` makes it.
     """
     results: list[list[EvaluatedUtterance]] = [[] for _ in modes]
+    aligner = next(iter(recognizers.values()))  # they share the original weights, which align
     for utterance in tqdm(utterances, unit="utterance", file=sys.stderr):
+        samples, text = load_audio(utterance), utterance.text or ""
+        times, _ = reference_times(aligner, samples, text=text, forced=None, offline_text=None)
         for mode, found in zip(modes, results, strict=True):
-            found.append(evaluate_utterance(recognizers[mode.weights], utterance, settings=mode.settings))
+            recognizer = recognizers[mode.weights]
+            found.append(evaluate_utterance(recognizer, utterance, settings=mode.settings, forced=times))
     rows = []
     for mode, found in zip(modes, results, strict=True):
         numbers = summarize(found, chunk_ms=[mode.chunk_ms])

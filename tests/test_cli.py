@@ -38,6 +38,7 @@ def test_evaluate_passes_its_arguments(monkeypatch: Any, capsys: Any) -> None:
     assert main(arguments) == 0
     assert calls == [
         {"manifest": Path("m.jsonl"), "model": "tiny.en", "adapter": "auto", "head": "auto"}
+        | {"weights": "auto"}
         | {"decoder": "whisper", "latency": None}
         | {"chunk_ms": [80, 300], "beam_size": 1, "second_pass": False, "limit": 5, "alignments": None}
         | {"workers": 1, "output": None, "offline": False, "also": ["a", "b,none"], "report": None}

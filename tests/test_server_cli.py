@@ -31,6 +31,7 @@ def test_the_command_s_defaults_are_the_service_s(monkeypatch: pytest.MonkeyPatc
         "model": "tiny.en",
         "adapter": "auto",
         "head": "auto",
+        "weights": "auto",
         "device": "cpu",
         "threads": None,
         "log_format": "text",
@@ -40,13 +41,13 @@ def test_the_command_s_defaults_are_the_service_s(monkeypatch: pytest.MonkeyPatc
 def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each ends up where it belongs."""
     text = (
-        "--host 0.0.0.0 --port 1 --model base --adapter none --head h --decoder transducer --latency 90 "
+        "--host 0.0.0.0 --port 1 --model base --adapter none --head h --weights fp32 --decoder transducer --latency 90 "
         "--chunk-ms 80 --max-streams 2 "
         "--tls-cert c --tls-key k --token-file t --operator-token-file o "
         "--threads 3 --device cuda --idle-s 1 --session-s 2 "
         "--resume-s 3 --drain-s 4 --queue-s 5 --max-message-bytes 6000 "
         "--allow-origin https://a.b --allow-origin * --vosk-port 2700 --rest-port 0 --max-upload-bytes 7 "
-        "--key-streams 8 --key-starts 9 --log-format json"
+        "--key-streams 8 --key-starts 9 --log-format json --target-latency-ms 900"
     )
     config, rest = parsed(monkeypatch, *text.split())
     assert config == ServerConfig(
@@ -56,6 +57,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
             max_streams=2,
             key_streams=8,
             key_starts=9,
+            target_latency_ms=900,
             message_bytes=6000,
             queue_s=5,
             idle_s=1,
@@ -77,6 +79,7 @@ def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "model": "base",
         "adapter": "none",
         "head": "h",
+        "weights": "fp32",
         "device": "cuda",
         "threads": 3,
         "log_format": "json",
