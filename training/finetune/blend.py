@@ -1,8 +1,8 @@
 """Part of the way from the adapter that training began with to the trained one.
 
 Weights between the two keep much of what was learned and forget less (M. Wortsman et al., "Robust fine-tuning
-of zero-shot models", 2022). The factors of LoRA are averaged, not their products; the products differ from the
-averaged ones by the product of the factors' changes, which is small next to them.
+of zero-shot models", 2022). The factors of LoRA are averaged, not their products; the products differ from
+the averaged ones by the product of the factors' changes, which is small next to them.
 """
 
 from __future__ import annotations
