@@ -30,7 +30,7 @@ def _beliefs(config: RobustConfig | None = None) -> WordBeliefs:
     good, wrong, name = [0.9] * 8, [0.05] * 8, [0.9] * 8
     name[4] = 0.1
     aligned = {id: _utterance(id, c) for id, c in (("good", good), ("wrong", wrong), ("name", name))}
-    return WordBeliefs(config or RobustConfig(), aligned)
+    return WordBeliefs(config or RobustConfig(method="downweight"), aligned)
 
 
 def test_wrong_transcripts_count_little_and_rare_names_much() -> None:

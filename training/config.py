@@ -57,7 +57,7 @@ class RobustConfig:
 
     __pydantic_config__: ClassVar = _STRICT
 
-    method: str = "downweight"  # or "none"
+    method: str = "none"  # or "downweight", which docs/experiments.md has not found to pay
     trust: float = 0.4  # a word believed this much or more counts fully, half as much belief a quarter
     momentum: float = 0.7  # of the average, per time that a word is seen
     neighbours: int = 3  # words on each side whose belief counts as much as the word's own
