@@ -40,8 +40,8 @@ def test_the_command_s_defaults_are_the_service_s(monkeypatch: pytest.MonkeyPatc
 def test_every_option_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each ends up where it belongs."""
     text = (
-        "--host 0.0.0.0 --port 1 --model base --adapter none --head h --weights fp32 --decoder transducer --latency 90 "
-        "--chunk-ms 80 --max-streams 2 "
+        "--host 0.0.0.0 --port 1 --model base --adapter none --head h --weights fp32 "
+        "--decoder transducer --latency 90 --chunk-ms 80 --max-streams 2 "
         "--tls-cert c --tls-key k --token-file t --threads 3 --device cuda --idle-s 1 --session-s 2 "
         "--resume-s 3 --drain-s 4 --queue-s 5 --max-message-bytes 6000 "
         "--allow-origin https://a.b --allow-origin * --vosk-port 2700 --rest-port 0 --max-upload-bytes 7"
