@@ -347,13 +347,17 @@ class Decoder:
             ``[N, D]``.
         """
         lens, n_head = self._lenses[layer], self.n_head
-        wide = query.view(len(query), n_head, -1).transpose(0, 1) @ lens.keys  # [H, N, D]
-        sums = []
+        by_stream = query.view(len(query), n_head, -1).transpose(0, 1)  # [H, N, D / H]
+        values = []
         sizes = [job.tokens.numel() for job in jobs]
-        for part, job, frames, seen in zip(wide.split(sizes, dim=1), jobs, heard, attention, strict=True):
+        for part, job, frames, seen in zip(
+            by_stream.split(sizes, dim=1), jobs, heard, attention, strict=True
+        ):
             n_rows, n_new = job.tokens.shape
             n_sets, n_each = len(frames), n_rows * n_new // len(frames)
-            split = part.reshape(n_head, n_sets, n_each, -1).transpose(0, 1)
+            # Stream by stream: a product rounds otherwise in company, and 8-bit weights make more of that.
+            wide = part.contiguous() @ lens.keys  # [H, n, D]
+            split = wide.reshape(n_head, n_sets, n_each, -1).transpose(0, 1)
             rows = split.reshape(n_sets, n_head * n_each, -1)
             weights = (rows @ frames.transpose(1, 2)).float().softmax(dim=-1)
             if self._heads[layer]:
@@ -362,9 +366,8 @@ class Decoder:
                 seen.append(chosen.transpose(1, 2))
             mixed = weights.to(frames.dtype) @ frames
             by_head = mixed.view(n_sets, n_head, n_each, -1).transpose(0, 1)
-            sums.append(by_head.reshape(n_head, n_rows * n_new, -1))
-        values = (torch.cat(sums, dim=1) if len(sums) > 1 else sums[0]) @ lens.values  # [H, N, D / H]
-        return values.transpose(0, 1).flatten(1) + lens.bias
+            values.append(by_head.reshape(n_head, n_rows * n_new, -1) @ lens.values)  # [H, n, D / H]
+        return torch.cat(values, dim=1).transpose(0, 1).flatten(1) + lens.bias
 
     @cached_property
     def _lenses(self) -> list[_Lens]:

@@ -195,7 +195,8 @@ class CausalEncoder:
         Returns:
             ``[1, T, D]`` for each job.
         """
-        parts = self._convolve_jobs(jobs)
+        # Stream by stream: with others a convolution rounds otherwise, and 8-bit weights make more of that.
+        parts = [self._convolve(job.mel, is_first=[job.state.position == 0]) for job in jobs]
         lengths = [part.shape[1] for part in parts]
         memories = [_Memory(job, n_new) for job, n_new in zip(jobs, lengths, strict=True)]
         ends = [job.state.position + n_new for job, n_new in zip(jobs, lengths, strict=True)]
@@ -223,18 +224,6 @@ class CausalEncoder:
             x = x + block.out(mix(layer, *block.qkv(block.attn_ln(x))))
             x = x + block.mlp(block.mlp_ln(x))
         return self.weights.ln_post(x)
-
-    def _convolve_jobs(self, jobs: Sequence[EncoderJob]) -> list[Tensor]:
-        """Convolve the jobs' mel frames, those of one length together; ``[1, T, D]`` each."""
-        groups: dict[int, list[int]] = {}
-        for index, job in enumerate(jobs):
-            groups.setdefault(job.mel.shape[-1], []).append(index)
-        parts: dict[int, Tensor] = {}
-        for members in groups.values():
-            mel = torch.cat([jobs[i].mel for i in members])
-            x = self._convolve(mel, is_first=[jobs[i].state.position == 0 for i in members])
-            parts.update(zip(members, x.split(1), strict=True))
-        return [parts[index] for index in range(len(jobs))]
 
     def _convolve(self, window: Tensor, *, is_first: Sequence[bool]) -> Tensor:
         conv1, conv2 = self.weights.conv1, self.weights.conv2

@@ -105,9 +105,8 @@ def test_company_changes_nothing(recognizer: Recognizer, jfk: np.ndarray) -> Non
     for sink, clip, each in zip(asyncio.run(run()), clips, settings, strict=True):
         expected = [event for event in alone(recognizer, clip, each) if isinstance(event, Final)]
         assert sink.texts == [final.text for final in expected] != []
-        # Convolutions and attention of other shapes round otherwise, and 8 bits make more of a last bit: the
-        # end of a word may move by a few frames.
-        assert times(sink.finals) == pytest.approx(times(expected), abs=0.14 * SAMPLE_RATE)
+        # Products of other shapes round otherwise, which may move a word's end by a frame or two.
+        assert times(sink.finals) == pytest.approx(times(expected), abs=0.06 * SAMPLE_RATE)
         assert any(isinstance(output, Partial) for output in sink.outputs)
         ended = sink.outputs[-1]
         assert isinstance(ended, Finished)

@@ -67,10 +67,14 @@ def test_streams_in_company_say_what_they_say_alone(tiny_model: Whisper, jfk: np
     clips = [jfk[start : start + 48_000] for start in (0, 30_000, 90_000)]
     streams = [recognizer.stream() for _ in clips]
     together = recognizer.advance([Step(s, clip, "finish") for s, clip in zip(streams, clips, strict=True)])
-    for clip, outcome in zip(clips, together, strict=True):
+    for stream, clip, outcome in zip(streams, clips, together, strict=True):
         assert isinstance(outcome, list)
-        alone = recognizer.advance([Step(recognizer.stream(), clip, "finish")])[0]
+        other = recognizer.stream()
+        alone = recognizer.advance([Step(other, clip, "finish")])[0]
         assert isinstance(alone, list)
+        ours, theirs = stream._window.cross, other._window.cross
+        n_frames = ours.n_frames
+        assert torch.equal(ours.frames[:, :n_frames], theirs.frames[:, : theirs.n_frames])
         assert told(outcome) == told(alone)  # type: ignore[arg-type]
         assert len(alone) > 3
 
