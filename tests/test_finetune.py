@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from asr.errors import ForesoundError, OptionError
 from asr.recognizer import Recognizer
+from clients import cli
 from tests.corpus import write_corpus
 from training import adapter_run, dev_sets, loop
 from training.finetune.config import FinetuneConfig, read_config
@@ -316,3 +317,14 @@ def _pairs(key: str, value: Any) -> list[str]:
     if isinstance(value, dict):
         return [text for inner, each in value.items() for text in _pairs(f"{key}.{inner}", each)]
     return [f"--{key}", json.dumps(value)]
+
+
+@pytest.mark.slow
+def test_the_whole_chain_runs_on_noise(capsys: Any) -> None:
+    """``foresound finetune --smoke`` goes from a folder to an evaluated model with both decoders."""
+    pytest.importorskip("matplotlib")
+    assert cli.main(["finetune", "--smoke"]) == 0
+    printed = capsys.readouterr().out
+    for step in ("check", "align", "finetune", "stream", "evaluate"):
+        assert f"--- {step}:" in printed
+    assert "transducer: " in printed
