@@ -21,7 +21,7 @@ def test_python_snippet(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     exec(compile(snippet("Recognizer.load"), "README.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("Partial(") for line in lines)
-    assert "ask what you can do for your country" in lines[-1]
+    assert "what you can do for your country" in lines[-1]
 
 
 def test_links_lead_somewhere() -> None:
