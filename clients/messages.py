@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from asr.events import SAMPLE_RATE, Event, Final, Partial, SpeechEnded, SpeechStarted, Word
@@ -108,6 +108,24 @@ def start_message(
         "words": words,
         "second_pass": second_pass,
     } | {name: value for name, value in optional.items() if value is not None}
+
+
+def moved(event: Event, samples: int, segments: int) -> Event:
+    """Return an event of a stream that begins inside of another, as that one's.
+
+    Args:
+        event: Of the inner stream.
+        samples: Before it in the outer one, at 16 kHz.
+        segments: Before it in the outer one.
+    """
+    time = event.time + samples
+    if isinstance(event, SpeechStarted | SpeechEnded):
+        return replace(event, time=time)
+    words = tuple(replace(word, start=word.start + samples, end=word.end + samples) for word in event.words)
+    event = replace(event, segment=event.segment + segments, words=words, time=time)
+    if isinstance(event, Final):
+        return replace(event, start=event.start + samples, end=event.end + samples)
+    return event
 
 
 def parse(frame: str | bytes) -> tuple[int, Message | None]:

@@ -25,18 +25,23 @@ class _Entry:
 class Outbox:
     """Frames in order, each kept until the server has it, so that a new connection can go on.
 
+    What the server has is kept a while longer: if it forgets the stream, another one can say it again.
+
     Attributes:
         n_added: Audio bytes that were ever added.
     """
 
-    def __init__(self, *, window_bytes: int) -> None:
+    def __init__(self, *, window_bytes: int, past_bytes: int = 0) -> None:
         """Start empty.
 
         Args:
             window_bytes: Audio that may be under way. What is not there when the connection breaks
                 is sent again, and a ping waits behind it.
+            past_bytes: Audio that the server has and that is kept at most, until it is forgotten.
         """
         self._window = window_bytes
+        self._max_past = past_bytes
+        self._past: deque[_Entry] = deque()
         self._sent: deque[_Entry] = deque()
         self._unsent: deque[_Entry] = deque()
         self._n_sent = self._n_received = 0
@@ -79,7 +84,16 @@ class Outbox:
             raise ValueError(f"{n_bytes} bytes are confirmed, but {self._n_sent} were sent")
         self._n_received = max(self._n_received, n_bytes)
         while self._sent and self._sent[0].is_received(self._n_received):
-            self._sent.popleft()
+            self._past.append(self._sent.popleft())
+        self.forget(self._n_received - self._max_past)
+
+    def forget(self, n_bytes: int) -> None:
+        """Keep audio for another stream only from here on.
+
+        Args:
+            n_bytes: Audio bytes from the beginning.
+        """
+        self._past = deque(e for e in self._past if isinstance(e.frame, str) or e.end > n_bytes)
 
     def answered(self, frame: str) -> None:
         """Drop a control message that the server has answered, which proves that it has it.
@@ -87,7 +101,8 @@ class Outbox:
         Args:
             frame: The message; the oldest one counts.
         """
-        for entries in (self._sent, self._unsent):  # unsent: about to be repeated after a lost connection
+        # Unsent: about to be repeated after a lost connection.
+        for entries in (self._past, self._sent, self._unsent):
             for entry in entries:
                 if entry.frame == frame:
                     entries.remove(entry)
@@ -110,3 +125,26 @@ class Outbox:
             again[0] = _Entry(n_bytes, frame[n_bytes - again[0].at :])
         self._unsent = again + self._unsent
         self._n_sent = n_bytes
+
+    def start_again(self, n_bytes: int) -> int:
+        """Say everything from a point on to another stream, whose count begins at 0 there.
+
+        Args:
+            n_bytes: The point, in audio bytes from the beginning.
+
+        Returns:
+            The point that is possible: later if what follows ``n_bytes`` is not all kept.
+        """
+        entries = [*self._past, *self._sent, *self._unsent]
+        kept_from = next((each.at for each in entries if isinstance(each.frame, bytes)), self.n_added)
+        first = max(kept_from, min(n_bytes, self.n_added))
+        self._past, self._sent, self._unsent = deque(), deque(), deque()
+        for each in entries:
+            at = max(0, each.at - first)
+            if isinstance(each.frame, str):
+                self._unsent.append(_Entry(at, each.frame))
+            elif each.end > first:
+                self._unsent.append(_Entry(at, each.frame[max(0, first - each.at) :]))
+        self.n_added -= first
+        self._n_sent = self._n_received = 0
+        return first

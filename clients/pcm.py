@@ -21,6 +21,7 @@ class AudioEncoder:
 
     Attributes:
         bytes_per_s: How much a second takes; an estimate for compressed encodings.
+        is_plain: Audio may begin at any sample: the encoding is not compressed.
     """
 
     def __init__(self, encoding: str, *, sample_rate: int, channels: int) -> None:
@@ -35,7 +36,17 @@ class AudioEncoder:
         self._channels = channels
         size = _SAMPLE_BYTES.get(encoding)
         self._frame_bytes = None if size is None else max(1, size * channels)
+        self._sample_rate = sample_rate
+        self.is_plain = self._frame_bytes is not None
         self.bytes_per_s = (self._frame_bytes or 0) * sample_rate or _COMPRESSED_BYTES_PER_S
+
+    def samples_in(self, n_bytes: int) -> int:
+        """Return how many samples of each channel some bytes of a plain encoding are."""
+        return n_bytes // (self._frame_bytes or 1)
+
+    def bytes_before(self, time_s: float) -> int:
+        """Return how many bytes of a plain encoding precede a time, whole samples of every channel."""
+        return round(time_s * self._sample_rate) * (self._frame_bytes or 1)
 
     def frames(self, audio: Audio, *, max_bytes: int) -> Iterator[bytes]:
         """Yield audio in messages that are not too long.

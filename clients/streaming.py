@@ -1,5 +1,7 @@
 """A client of the streaming service: audio goes in, typed events come out, lost connections are resumed.
 
+Where a restarted server has lost the stream, another one goes on from the last word that was for good.
+
 A task of its own keeps the connection: it reads messages, sends what is in the outbox, and opens the
 connection again when it breaks. The public methods only fill the outbox, take events, and wait.
 """
@@ -12,12 +14,13 @@ import logging
 import random
 import ssl
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import TracebackType
 
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from asr.events import Event
+from asr.events import SAMPLE_RATE, Event, Final, Partial
 from clients.concurrency import together
 from clients.connection import Server, closing_error
 from clients.errors import ConnectionLostError, ServerError, StreamingError, UnreachableError
@@ -30,6 +33,7 @@ _FLUSH, _STOP = json.dumps({"type": "flush"}), json.dumps({"type": "stop"})
 _MESSAGE_BYTES = 8192
 _IN_FLIGHT_S = 5.0  # audio sent and not acknowledged; acknowledgements come about once per second
 _MAX_DELAY_S = 3.0  # between two attempts to connect again
+_PAST_S = 60.0  # audio acknowledged, yet without words for good, that is kept for another stream
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +46,20 @@ class StreamingClient:
     nothing else is ever dropped. Sending and iterating may happen in one task or in two.
 
     When the connection is lost, the client opens it again and goes on where the server stopped hearing.
-    If it cannot, or the server ends the stream, what was received is still iterated; then the iteration
-    raises, as does every method from that moment on. A message that the server refuses without ending the
-    stream raises as well: this client sends nothing that a server may refuse, so it is a mistake that must
-    not go unseen.
+    If the server does not know the stream any more, since it was killed or ``resume_s`` are over, the client
+    makes what was committed a final, begins another stream and says again what followed; times and segments
+    go on. That takes a plain encoding, not FLAC or Opus, and ``words``, without which it has no times and
+    begins again after the last final.
+
+    If it cannot go on, or the server ends the stream, what was received is still iterated; then the
+    iteration raises, as does every method from that moment on. A message that the server refuses without
+    ending the stream raises as well: this client sends nothing that a server may refuse, so it is a mistake
+    that must not go unseen.
 
     Attributes:
         ready: The server's answer to the start, with its limits and the settings in effect.
         acknowledged: What the server is known to have received.
+        n_restarts: How often the server had lost the stream.
     """
 
     ready: Ready
@@ -77,6 +87,7 @@ class StreamingClient:
         ssl_context: ssl.SSLContext | None = None,
         connect_s: float = 10.0,
         reconnect_s: float = 30.0,
+        restart: bool = True,
         max_buffered_s: float = 30.0,
         first_delay_s: float = 0.1,
     ) -> None:
@@ -104,6 +115,7 @@ class StreamingClient:
             ssl_context: For wss with certificates that the system does not trust.
             connect_s: Time for one attempt to connect.
             reconnect_s: Time after which a lost connection is given up.
+            restart: Begin another stream where the server has lost this one, instead of raising.
             max_buffered_s: Audio kept for a new connection; :meth:`send` waits beyond that.
             first_delay_s: Pause before the first attempt to connect again; doubled for each further one.
 
@@ -131,8 +143,14 @@ class StreamingClient:
         )
         self._connect_s, self._reconnect_s, self._first_delay_s = connect_s, reconnect_s, first_delay_s
         self._max_kept = round(max_buffered_s * self._encoder.bytes_per_s)
-        self._outbox = Outbox(window_bytes=round(_IN_FLIGHT_S * self._encoder.bytes_per_s))
+        self._restart = restart and self._encoder.is_plain
+        self._outbox = Outbox(
+            window_bytes=round(_IN_FLIGHT_S * self._encoder.bytes_per_s),
+            past_bytes=round(_PAST_S * self._encoder.bytes_per_s) if self._restart else 0,
+        )
         self._inbox = Inbox()
+        self._origin_bytes = 0  # audio before the stream that the server knows
+        self.n_restarts = 0
         self._max_frame = _MESSAGE_BYTES
         self.acknowledged = Acknowledged(0, 0)
         self._n_flushes = self._n_flushed = 0
@@ -272,20 +290,52 @@ class StreamingClient:
         await self._websocket.close()
 
     async def _open(self, timeout_s: float) -> ClientConnection:
-        """Start or resume on a new connection."""
-        first = self._task is None
-        resume = {} if first else {"resume_token": self.ready.resume_token, "last_seq": self._inbox.last_seq}
-        websocket, ready = await self._server.connect(self._start | resume, timeout_s=timeout_s)
+        """Start, resume, or start again on a new connection."""
+        if self._task is None:
+            websocket, self.ready = await self._server.connect(self._start, timeout_s=timeout_s)
+            return websocket
+        resume = {"resume_token": self.ready.resume_token, "last_seq": self._inbox.last_seq}
         try:
-            if not (first or ready.resumed):
+            websocket, ready = await self._server.connect(self._start | resume, timeout_s=timeout_s)
+        except ServerError as error:
+            if not self._restart or error.code != "unknown_resume_token":
+                raise
+            websocket, self.ready = await self._server.connect(self._start, timeout_s=timeout_s)
+            self._start_again()
+            return websocket
+        try:
+            if not ready.resumed:
                 raise ValueError("the server started another one instead")
             self._outbox.rewind(ready.n_bytes)
         except ValueError as error:
             await websocket.close()
             raise ServerError(f"the stream could not be resumed: {error}", code="not_resumed") from error
         self.ready = ready
-        self.acknowledged = Acknowledged(ready.n_samples, ready.n_bytes)
+        self._acknowledge(Acknowledged(ready.n_samples, ready.n_bytes))
         return websocket
+
+    def _start_again(self) -> None:
+        """Go on in a stream that has heard nothing yet."""
+        self._inbox.settle()
+        wanted = self._encoder.bytes_before(self._inbox.settled / SAMPLE_RATE) - self._origin_bytes
+        first = self._outbox.start_again(wanted)
+        self._origin_bytes += first
+        origin_s = self._origin_bytes / self._encoder.bytes_per_s
+        self._inbox.start_again(round(origin_s * SAMPLE_RATE))
+        self._acknowledge(Acknowledged(0, 0))
+        self.n_restarts += 1
+        missing_s = max(0, first - wanted) / self._encoder.bytes_per_s
+        logger.warning(
+            "%s has lost the stream, perhaps it was restarted; another one goes on at %.1f s%s",
+            self._server,
+            origin_s,
+            f", and {missing_s:.1f} s before it are lost" if missing_s else "",
+        )
+
+    def _acknowledge(self, received: Acknowledged) -> None:
+        """Note what the server has, counted from the first stream's beginning."""
+        n_samples = received.n_samples + self._encoder.samples_in(self._origin_bytes)
+        self.acknowledged = Acknowledged(n_samples, received.n_bytes + self._origin_bytes)
 
     async def _run(self) -> None:
         """Keep the stream until it is done, fails for good or is cancelled."""
@@ -340,13 +390,17 @@ class StreamingClient:
             match message:
                 case Acknowledged():
                     self._confirm(message)
+                case Final() | Partial():
+                    settled_s = self._inbox.settled / SAMPLE_RATE
+                    self._outbox.forget(self._encoder.bytes_before(settled_s) - self._origin_bytes)
                 case Flushed():
-                    self._flushed = message
+                    self._flushed = Flushed(message.n_samples + self._encoder.samples_in(self._origin_bytes))
                     # A flush that is repeated on a new connection may be answered twice.
                     self._n_flushed = min(self._n_flushed + 1, self._n_flushes)
                     self._outbox.answered(_FLUSH)
                 case Done() if self._is_complete(message):
-                    self._done = message
+                    before_s = self._origin_bytes / self._encoder.bytes_per_s
+                    self._done = replace(message, audio_s=message.audio_s + before_s)
                 case Done():
                     refusal = refusal or ServerError(
                         f"the server ended the stream after {message.audio_s:.1f} s of audio "
@@ -364,7 +418,7 @@ class StreamingClient:
             self._outbox.confirm(acknowledged.n_bytes)
         except ValueError as error:
             raise ServerError(f"the server broke the protocol: {error}", code="bad_message") from error
-        self.acknowledged = acknowledged
+        self._acknowledge(acknowledged)
 
     def _is_complete(self, done: Done) -> bool:
         return done.reason == "stop" or (self._stopping and not self._outbox.n_kept)

@@ -225,10 +225,13 @@ def test_a_stream_that_is_cut_anywhere_is_the_same_stream(cuts: list[int], flush
 
 
 def test_a_resumed_stream_says_what_it_has() -> None:
-    """The server is told the newest number that was received, and its refusal to resume is an error."""
+    """The server is told the newest number that was received, and its refusal to resume may be an error."""
 
     async def test() -> None:
-        async with FakeServer().running() as server, StreamingClient(server.url, **QUICK) as client:
+        async with (
+            FakeServer().running() as server,
+            StreamingClient(server.url, restart=False, **QUICK) as client,
+        ):
             await client.send(noise(2.0))
             await client.flush()
             server.cut()
@@ -240,6 +243,59 @@ def test_a_resumed_stream_says_what_it_has() -> None:
             with pytest.raises(ServerError, match="no such stream") as caught:
                 await client.finish()
             assert (caught.value.code, caught.value.fatal) == ("unknown_resume_token", True)
+
+    run(test())
+
+
+@settings(max_examples=25, deadline=None)
+@given(losses=st.sets(st.integers(1, 29), max_size=4), flush_at=st.sampled_from([None, 15 * BLOCK]))
+def test_a_server_that_loses_its_streams_costs_no_word(losses: set[int], flush_at: int | None) -> None:
+    """Wherever the server forgets everything, words follow one another in time: none lost, none twice."""
+
+    async def test() -> None:
+        events: list[Event] = []
+        async with (
+            FakeServer(acknowledge_bytes=8000).running() as server,
+            StreamingClient(server.url, **QUICK) as client,
+        ):
+
+            async def speak() -> Done:
+                for block in range(30):
+                    if block in losses:
+                        server.sessions.clear()
+                        server.cut()
+                        await asyncio.sleep(5 * MS)
+                    if flush_at == block * BLOCK:
+                        await client.flush()
+                    await client.send(noise(3.0)[block * BLOCK : (block + 1) * BLOCK])
+                return await client.finish()
+
+            done, _ = await asyncio.gather(speak(), collect(client, events))
+            assert done.audio_s == pytest.approx(3.0) and client.n_restarts <= len(losses)
+        finals = [event for event in events if isinstance(event, Final)]
+        words = [word for final in finals for word in final.words]
+        assert [word.start for word in words] == [n * SAMPLE_RATE // 2 for n in range(6)]
+        assert [final.segment for final in finals] == list(range(len(finals)))
+        assert [final.start for final in finals] == [0, *(final.end for final in finals[:-1])]
+        assert [event.time for event in events] == sorted(event.time for event in events)
+
+    run(test())
+
+
+@pytest.mark.parametrize("options", [{"encoding": "flac"}, {"restart": False}])
+def test_what_cannot_be_said_again_is_an_error(options: dict[str, Any]) -> None:
+    """Compressed audio has no place in its middle at which another stream could begin."""
+
+    async def test() -> None:
+        async with (
+            FakeServer().running() as server,
+            StreamingClient(server.url, **options, **QUICK) as client,
+        ):
+            server.sessions.clear()
+            server.cut()
+            with pytest.raises(ServerError, match="no such stream"):
+                await client.finish()
+            assert client.n_restarts == 0
 
     run(test())
 
@@ -535,6 +591,27 @@ def test_outbox_sends_again_what_is_not_confirmed() -> None:
     assert outbox.take() == b"m"
     outbox.rewind(13)  # audio after the flush has arrived, so the flush has
     assert outbox.take() is None
+
+
+def test_outbox_says_it_again_to_another_stream() -> None:
+    """From any byte that is kept, with the controls that nobody has answered; counts begin at 0."""
+    outbox = Outbox(window_bytes=100, past_bytes=8)
+    for frame in (b"abcd", b"efgh", "flush", b"ijkl", b"mnop"):
+        outbox.add(frame)
+    while outbox.take():
+        pass
+    outbox.confirm(12)
+    assert outbox.start_again(6) == 6
+    assert [outbox.take() for _ in range(5)] == [b"gh", "flush", b"ijkl", b"mnop", None]
+    assert (outbox.n_added, outbox.n_kept) == (10, 10)
+    outbox.confirm(10)
+    assert outbox.start_again(0) == 2  # no more than eight bytes that were confirmed are kept
+    assert [outbox.take() for _ in range(4)] == ["flush", b"ijkl", b"mnop", None]
+    outbox.answered("flush")
+    outbox.confirm(8)
+    outbox.forget(5)
+    assert outbox.start_again(99) == 8
+    assert outbox.take() is None and outbox.n_kept == 0
 
 
 def test_tls(tmp_path: Path) -> None:

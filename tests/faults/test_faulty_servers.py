@@ -50,13 +50,38 @@ def texts(events: list[Event]) -> list[str]:
 
 @in_loop
 async def test_server_killed_and_restarted() -> None:
-    """The client comes back by itself, learns in words that its session is gone, and has all that was final.
+    """The client begins another stream where the words for good end: not a word is lost, none comes twice."""
+    async with process() as (first, url):
+        address: Any = Address(url)
+        async with StreamingClient(url, reconnect_s=15) as client:
+            await speak(client, seconds=2.7)
+            seen: list[Event] = []
+            while committed(seen) != "w8 w9":
+                seen.append(await anext(client))
+            first.send_signal(signal.SIGKILL)
+            assert await first.wait() == -signal.SIGKILL
+            async with process(port=address.port):
+                await speak(client, seconds=1)
+                done = await client.finish()
+                events, error = await rest(client)
+                assert error is None and client.n_restarts == 1
+                assert done.audio_s == pytest.approx(3.7)
+        finals = [event for event in seen + events if isinstance(event, Final)]
+        words = [word for final in finals for word in final.words]
+        assert [word.start_s for word in words] == [n / 4 for n in range(14)]
+        assert texts(seen + events) == [*expected_texts(2.5), *expected_texts(1)]
+        assert [final.segment for final in finals] == [0, 1, 2, 3]
+
+
+@in_loop
+async def test_server_killed_and_restarted_without_a_new_stream() -> None:
+    """A client that wants no other stream is told in words that its session is gone, and has all finals.
 
     What was committed but not final is in the newest partial; a new stream on the same server works at once.
     """
     async with process() as (first, url):
         address: Any = Address(url)
-        async with StreamingClient(url, reconnect_s=15) as client:
+        async with StreamingClient(url, reconnect_s=15, restart=False) as client:
             await speak(client, seconds=2.5)
             seen: list[Event] = []
             while committed(seen) != "w8 w9":

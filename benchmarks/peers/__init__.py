@@ -1,0 +1,1 @@
+"""foresound beside other streaming recognisers: same machine, same weights, same audio, in turns."""
