@@ -94,9 +94,10 @@ class SlotPool:
 
     def take(self) -> Slot | None:
         """A slot for a new stream, None when all are used."""
-        if not self._free:
+        try:
+            slot = self._free.pop()  # at once: threads may share a pool
+        except IndexError:
             return None
-        slot = self._free.pop()
         slot.reset()
         return slot
 

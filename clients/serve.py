@@ -114,7 +114,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=bounded_int(1, 1024),
         metavar="N",
-        help="CPU threads of the model (default: cores - 1)",
+        help="CPU threads of the model, each with streams of its own (default: as many as there are cores)",
     )
 
 

@@ -14,11 +14,14 @@ one chunk of a stream, so it must not take longer than a chunk lasts. That is
 
 While nearly all ticks have the same number of streams they say little of a and b. One stream more than there
 are is let in then, as long as the ticks that they really have stay well within these bounds.
+
+All this is of one lane; streams are shared out evenly, so as many lanes hold as many times the streams.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 
 from asr.errors import OptionError
@@ -38,18 +41,20 @@ class Tick:
     Attributes:
         took_s: Its wall time.
         n_streams: Streams that it advanced.
-        n_open: Streams that were open.
+        n_open: Streams that were open in its lane.
         audio_s: What it heard of all of them together.
+        n_lanes: Ticks that may run at a time, each with streams of its own.
     """
 
     took_s: float
     n_streams: int
     n_open: int
     audio_s: float
+    n_lanes: int = 1
 
 
 class Goodput:
-    """Learns what ticks cost and tells how many streams fit; observed by one thread, read by any."""
+    """Learns what ticks cost and tells how many streams fit; used by any thread."""
 
     def __init__(self, target_s: float) -> None:
         """Know nothing yet.
@@ -63,6 +68,7 @@ class Goodput:
         if not (target_s > 0 and math.isfinite(target_s)):
             raise OptionError(f"the target latency is {target_s:g} s; expected more than 0")
         self._target_s = target_s
+        self._lock = threading.Lock()
         self._weight = self._streams = self._squares = self._took = self._products = self._audio = 0.0
         self._recent_s = 0.0  # what ticks have taken lately
         self._capacity: int | None = None
@@ -73,8 +79,11 @@ class Goodput:
         Args:
             tick: The newest.
         """
-        if not tick.audio_s:
-            return  # a flush or an end, with nothing new to hear
+        if tick.audio_s:  # else a flush or an end, with nothing new to hear
+            with self._lock:
+                self._learn(tick)
+
+    def _learn(self, tick: Tick) -> None:
         keep = 1 - 1 / _MEMORY_TICKS
         self._weight = keep * self._weight + 1
         self._streams = keep * self._streams + tick.n_streams
@@ -83,7 +92,8 @@ class Goodput:
         self._products = keep * self._products + tick.n_streams * tick.took_s
         self._audio = keep * self._audio + tick.audio_s
         self._recent_s += (tick.took_s - self._recent_s) / min(self._weight, _RECENT_TICKS)
-        self._capacity = max(self._predicted(), tick.n_open + 1 if self._may_try() else 1)
+        in_lane = max(self._predicted(), tick.n_open + 1 if self._may_try() else 1)
+        self._capacity = tick.n_lanes * in_lane
 
     @property
     def capacity(self) -> int | None:

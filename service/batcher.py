@@ -1,9 +1,12 @@
-"""One worker thread owns the model and advances all streams, tick by tick.
+"""Lanes advance all streams, tick by tick: threads with streams of their own that share the weights.
 
-A tick takes at most one chunk from every stream that has one and computes all of them together, so an upload
-that is faster than speech never gets ahead of people who speak. Ticks follow one another without a clock:
-what arrives during one is taken by the next, so batches grow with the load. Second passes run in a thread of
-their own and delay nobody's partials.
+A tick takes at most one chunk from every stream of a lane that has one and computes all of them together, so
+an upload that is faster than speech never gets ahead of people who speak. Ticks follow one another without a
+clock: what arrives during one is taken by the next, so batches grow with the load. Second passes run in a
+thread of their own and delay nobody's partials.
+
+On a processor a lane for each core is worth more than several cores for one lane: most steps of a stream are
+too small to be shared out.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,6 +32,7 @@ from asr.events import SAMPLE_RATE, Event, Final
 from asr.recognizer import Recognizer
 from asr.second_pass import PendingFinal
 from asr.slots import Slot as State
+from asr.slots import SlotPool
 from asr.stream import NO_SAMPLES, Stream, Then
 from service.admission import Tick
 from service.intake import Intake, Samples, open_intake
@@ -35,6 +40,8 @@ from service.stream_settings import AudioFormat, Failed, Finished, Flushed, Outp
 
 _MAX_PENDING = 10 * SAMPLE_RATE  # samples of one stream; far more than a step takes
 
+_T = TypeVar("_T")
+_A = TypeVar("_A")
 Deliver = Callable[[Sequence[Output]], None]
 
 _log = logging.getLogger(__name__)
@@ -47,9 +54,9 @@ class NoSlotError(Exception):
 class Slot:
     """One stream's way into the batcher and out of it; its methods are the event loop's and never wait."""
 
-    def __init__(self, batcher: Batcher, intake: Intake, stream: Stream, state: State, out: _Outlet) -> None:
+    def __init__(self, lane: _Lane, intake: Intake, stream: Stream, state: State, out: _Outlet) -> None:
         """Made by :meth:`Batcher.open`."""
-        self._batcher = batcher
+        self._lane = lane
         self._intake = intake
         self.work = _Work(intake, stream, state, out)
 
@@ -65,19 +72,19 @@ class Slot:
     def flush(self) -> None:
         """Make at least everything fed so far final, then deliver ``Flushed``."""
         self.work.flush_marks.append(self._intake.n_pushed)
-        self._batcher.wake()
+        self._lane.wake()
 
     def finish(self) -> None:
         """Make everything final, then deliver ``Finished`` and free the slot."""
         self.work.is_ending = True
         self._intake.end()
-        self._batcher.wake()
+        self._lane.wake()
 
     def close(self) -> None:
         """Abandon the stream: nothing more is delivered, and the slot is freed."""
         self.work.out.close()
         self._intake.close()
-        self._batcher.wake()
+        self._lane.wake()
 
 
 class _Outlet:
@@ -173,36 +180,36 @@ class _Work:
 
 
 class Batcher:
-    """Slots and their worker; an async context manager.
+    """Slots and the lanes that advance them; an async context manager.
 
     Attributes:
         n_slots: Streams that can be open at a time.
-        n_ticks: Steps that the worker has taken so far, each with all streams that had a chunk.
     """
 
     def __init__(
-        self, recognizer: Recognizer, *, n_slots: int, on_tick: Callable[[Tick], None] | None = None
+        self,
+        recognizer: Recognizer,
+        *,
+        n_slots: int,
+        n_lanes: int = 1,
+        on_tick: Callable[[Tick], None] = lambda tick: None,
     ) -> None:
         """Allocate the state of all slots.
 
         Args:
             recognizer: The model; from now on only this batcher may use it.
             n_slots: Streams that can be open at a time.
-            on_tick: Told from the worker's thread of every tick.
+            n_lanes: Ticks that may run at a time, each in a thread.
+            on_tick: Told of every tick, from its lane's thread.
         """
         self.n_slots = n_slots
-        self._recognizer = recognizer
-        self._takes_hotwords = "hotwords" in inspect.signature(recognizer.stream).parameters
         self._pool = recognizer.slots(n_slots)
-        self._works: list[_Work] = []
-        self._opening: deque[Callable[[], None]] = deque()
-        self._news = threading.Condition()
-        self._has_news = self._is_stopping = False
-        self._worker = threading.Thread(target=self._run, name="model", daemon=True)
         self._second = ThreadPoolExecutor(1, thread_name_prefix="second-pass")
-        self.n_ticks = 0
-        self._on_tick = on_tick or (lambda tick: None)
-        self._tick_began: float | None = None  # None while no tick runs
+
+        def count(tick: Tick) -> None:
+            on_tick(replace(tick, n_lanes=n_lanes))
+
+        self._lanes = [_Lane(recognizer, self._pool, self._second, count) for _ in range(n_lanes)]
 
     @property
     def n_used(self) -> int:
@@ -210,27 +217,33 @@ class Batcher:
         return self.n_slots - self._pool.n_free
 
     @property
+    def n_ticks(self) -> int:
+        """Steps that all lanes have taken so far, each with all of its streams that had a chunk."""
+        return sum(lane.n_ticks for lane in self._lanes)
+
+    @property
     def tick_age_s(self) -> float:
-        """Seconds since the running tick began; 0 while none runs."""
-        began = self._tick_began
-        return time.perf_counter() - began if began is not None else 0.0
+        """Seconds since the oldest running tick began; 0 while none runs."""
+        return max(lane.tick_age_s for lane in self._lanes)
 
     async def __aenter__(self) -> Batcher:
-        """Start the worker."""
-        self._worker.start()
+        """Start the lanes."""
+        for lane in self._lanes:
+            lane.thread.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop the worker after its tick; streams that are still open are abandoned."""
-        self._is_stopping = True
-        self.wake()
-        await asyncio.to_thread(self._worker.join)
+        """Stop each lane after its tick; streams that are still open are abandoned."""
+        for lane in self._lanes:
+            lane.stop()
+        for lane in self._lanes:
+            await asyncio.to_thread(lane.thread.join)
         self._second.shutdown(wait=False, cancel_futures=True)
 
     async def open(self, audio: AudioFormat, settings: StreamSettings, deliver: Deliver) -> Slot:
-        """Open a stream.
+        """Open a stream in the lane that has the fewest.
 
         Args:
             audio: What will be fed.
@@ -245,36 +258,88 @@ class Batcher:
             OptionError: The model refuses a setting.
             NoSlotError: All slots are taken.
         """
-        loop = asyncio.get_running_loop()
-        opened: asyncio.Future[Slot] = loop.create_future()
-        outlet = _Outlet(loop, deliver)
-
-        def make() -> None:
-            try:
-                slot = self._make(audio, settings, outlet)
-            except Exception as error:
-                _settle(loop, opened, error=error)
-            else:
-                _settle(loop, opened, slot=slot)
-
-        self._opening.append(make)
-        self.wake()
+        outlet = _Outlet(asyncio.get_running_loop(), deliver)
+        lane = min(self._lanes, key=lambda lane: lane.n_streams)
         try:
-            return await opened
+            try:
+                return await lane.do(lambda: lane.make(audio, settings, outlet))
+            except NoSlotError:  # perhaps a stream that was closed before has not left its lane yet
+                await asyncio.gather(*(each.do(lambda: None) for each in self._lanes))
+                return await lane.do(lambda: lane.make(audio, settings, outlet))
         except asyncio.CancelledError:
             outlet.close()
+            lane.wake()
             raise
 
+
+class _Lane:
+    """A thread that advances its streams."""
+
+    def __init__(
+        self,
+        recognizer: Recognizer,
+        pool: SlotPool,
+        second: ThreadPoolExecutor,
+        on_tick: Callable[[Tick], None],
+    ) -> None:
+        """Have no streams yet; pool and second passes are shared by all lanes."""
+        self._recognizer = recognizer
+        self._takes_hotwords = "hotwords" in inspect.signature(recognizer.stream).parameters
+        self._pool = pool
+        self._second = second
+        self._on_tick = on_tick
+        self._works: list[_Work] = []
+        self._to_do: deque[Callable[[], None]] = deque()
+        self._news = threading.Condition()
+        self._has_news = self._is_stopping = False
+        self._tick_began: float | None = None  # None while no tick runs
+        self.thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self.n_ticks = 0
+
+    @property
+    def n_streams(self) -> int:
+        """Streams that are open or about to be."""
+        return len(self._works) + len(self._to_do)
+
+    @property
+    def tick_age_s(self) -> float:
+        """Seconds since the running tick began; 0 while none runs."""
+        began = self._tick_began
+        return time.perf_counter() - began if began is not None else 0.0
+
+    def stop(self) -> None:
+        """End the thread after its tick."""
+        self._is_stopping = True
+        self.wake()
+
+    async def do(self, what: Callable[[], _T]) -> _T:
+        """Have the thread do something between two ticks, after streams that are closed have left."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[_T] = loop.create_future()
+
+        def run() -> None:
+            try:
+                result = what()
+            except Exception as error:
+                _tell(loop, answer, answer.set_exception, error)
+            else:
+                _tell(loop, answer, answer.set_result, result)
+
+        self._to_do.append(run)
+        self.wake()
+        return await answer
+
     def wake(self) -> None:
-        """Tell the worker that there may be something to do; from any thread."""
+        """Tell the thread that there may be something to do; from any thread."""
         with self._news:
             self._has_news = True
             self._news.notify()
 
-    def _make(self, audio: AudioFormat, settings: StreamSettings, outlet: _Outlet) -> Slot:
+    def make(self, audio: AudioFormat, settings: StreamSettings, outlet: _Outlet) -> Slot:
+        """Begin a stream, as :meth:`Batcher.open` has it; by :meth:`do`."""
         state = self._pool.take()
         if state is None:
-            raise NoSlotError(f"all {self.n_slots} slots are taken; try again later")
+            raise NoSlotError(f"all {self._pool.n_slots} slots are taken; try again later")
         told: dict[str, Any] = {"prompt": settings.full_prompt}
         if self._takes_hotwords:
             told = {"prompt": settings.prompt, "hotwords": settings.hotwords}
@@ -305,16 +370,17 @@ class Batcher:
                     self._news.wait()
                 self._has_news = False
             while not self._is_stopping:
-                self._close_and_open()
+                self._clear()
                 if not self._tick():
                     break
 
-    def _close_and_open(self) -> None:
-        n_opening = len(self._opening)  # counted first: what was closed before one of them is free for it
+    def _clear(self) -> None:
+        """Let closed streams leave, then do what is to be done."""
+        n_to_do = len(self._to_do)  # counted first: what was closed before one of them is free for it
         for work in [work for work in self._works if work.out.is_closed]:
             self._drop(work)
-        for _ in range(n_opening):
-            self._opening.popleft()()
+        for _ in range(n_to_do):
+            self._to_do.popleft()()
 
     def _tick(self) -> bool:
         """Advance every stream that has something to do; False if none has."""
@@ -396,21 +462,8 @@ def _second_pass(pending: PendingFinal) -> Final:
         return pending.first
 
 
-def _settle(
-    loop: asyncio.AbstractEventLoop,
-    opened: asyncio.Future[Slot],
-    *,
-    slot: Slot | None = None,
-    error: Exception | None = None,
+def _tell(
+    loop: asyncio.AbstractEventLoop, answer: asyncio.Future[_T], tell: Callable[[_A], None], what: _A
 ) -> None:
-    def settle() -> None:
-        if opened.cancelled():
-            if slot is not None:
-                slot.close()
-        elif slot is not None:
-            opened.set_result(slot)
-        elif error is not None:
-            opened.set_exception(error)
-
     with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-        loop.call_soon_threadsafe(settle)
+        loop.call_soon_threadsafe(lambda: None if answer.cancelled() else tell(what))

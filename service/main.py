@@ -37,7 +37,8 @@ def run(
         adapter: The causal adapter.
         head: The transducer head.
         device: A torch device.
-        threads: For the model; None leaves one core to the event loop, which is faster under load.
+        threads: For the model; None is as many as there are cores. On a processor each is a lane of the
+            batcher, which computes ticks of its own; on a GPU there is one lane.
         log_format: One of :data:`service.logs.LOG_FORMATS`.
         weights: ``auto``, ``int8`` or ``fp32``.
 
@@ -48,23 +49,25 @@ def run(
         ForesoundError: The server or the model cannot start.
     """
     configure_logs(log_format)
-    n_threads = threads or max(1, (os.cpu_count() or 1) - 1)
-    os.environ["OMP_NUM_THREADS"] = str(n_threads)  # torch reads it when it is first imported
+    n_threads = threads or os.cpu_count() or 1
+    n_lanes = n_threads if device == "cpu" else 1
+    os.environ["OMP_NUM_THREADS"] = str(n_threads // n_lanes)  # torch reads it when it is first imported
     load = partial(
         _load, config.defaults, model=model, adapter=adapter, head=head, weights=weights, device=device
     )
-    asyncio.run(_serve(config, load))
+    asyncio.run(_serve(config, load, n_lanes))
     return 0
 
 
-async def _serve(config: ServerConfig, load: Callable[[], Recognizer]) -> None:
+async def _serve(config: ServerConfig, load: Callable[[], Recognizer], n_lanes: int) -> None:
     async with Server(config) as server:
         server.handle_signals()
         recognizer = await asyncio.to_thread(load)
         from service.batcher import Batcher
 
         n_slots, on_tick = config.limits.max_streams, server.count_tick
-        async with Batcher(recognizer, n_slots=n_slots, on_tick=on_tick) as batcher:
+        n_lanes = min(n_lanes, n_slots)
+        async with Batcher(recognizer, n_slots=n_slots, n_lanes=n_lanes, on_tick=on_tick) as batcher:
             server.open_for(batcher, model=recognizer.name, languages=recognizer.languages)
             print(f"listening on {server.url}\nstreams at {server.stream_url}", flush=True)
             if server.vosk_url:

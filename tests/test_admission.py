@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -88,3 +89,12 @@ def test_a_target_must_be_one(target_s: float) -> None:
     """Anything else is refused when the server is set up."""
     with pytest.raises(OptionError, match="more than 0"):
         Goodput(target_s)
+
+
+def test_as_many_lanes_hold_as_many_times_the_streams() -> None:
+    one, three = Goodput(1.0), Goodput(1.0)
+    for n_streams in (1, 4, 2, 3, 4):
+        tick = Tick(0.01 + 0.02 * n_streams, n_streams, 4, 0.3 * n_streams)
+        one.observe(tick)
+        three.observe(replace(tick, n_lanes=3))
+    assert one.capacity and three.capacity == 3 * one.capacity

@@ -26,7 +26,7 @@ def test_no_cross_talk_under_churn(recognizer: Recognizer, jfk: np.ndarray) -> N
     async def run() -> None:
         limits = Limits(max_streams=12, resume_s=5)
         config = ServerConfig(port=0, limits=limits)
-        async with Server(config) as server, Batcher(recognizer, n_slots=12) as batcher:
+        async with Server(config) as server, Batcher(recognizer, n_slots=12, n_lanes=2) as batcher:
             server.open_for(batcher, model=recognizer.name)
             tally = await churn(server.stream_url, clips, n_streams=5, n_visits=10, speed=20)
             await server.close()
