@@ -95,6 +95,8 @@ def test_adapter_and_head_become_one_folder_for_model(corpus: Path, capsys: Any)
     )
     card = json.loads((folder / "adapter" / "card.json").read_text())
     assert card["training"]["steps"] >= 1
+    assert [line.partition(",")[0] for line in card["data"]] == ["m"]
+    assert json.loads((folder / "head" / "card.json").read_text())["data"] == card["data"]
     assert list((corpus / "run" / "adapter" / "tensorboard").iterdir())
     assert read_config(folder / "finetune.yaml") == config
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["head"] is True

@@ -11,9 +11,10 @@ import pytest
 import soundfile
 
 from asr import SAMPLE_RATE, OptionError, Recognizer
-from benchmarks import lookahead, lookahead_picture
+from benchmarks import lookahead, lookahead_live, lookahead_picture
 from tests.transducers import FIXTURES, transducer_recognizer
-from training.metrics import play
+from training.manifest import WordTime
+from training.metrics import ShownWord, play
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +105,13 @@ def test_the_picture(
     )
     assert lookahead_picture.main(command) == 2
     assert "needs a head" in capsys.readouterr().err
+
+
+def test_lateness_is_of_words_that_were_heard() -> None:
+    reference = [WordTime("I'm", 0.0, 0.4), WordTime("late,", 0.5, 1.0), WordTime("again", 1.2, 1.5)]
+    shown = [
+        ShownWord("I", 0.5, 0.5, 0.5),
+        ShownWord("am", 0.7, 0.7, 0.9),
+        ShownWord("again.", 1.8, 1.8, 1.8),
+    ]
+    assert lookahead_live.lateness(shown, reference) == [pytest.approx(300), None, pytest.approx(300)]

@@ -49,6 +49,7 @@ def test_own_line(tmp_path: Path) -> None:
             speaker="7",
             set="corpus",
             line=2,
+            license="CC BY 4.0",
         )
     ]
 

@@ -29,6 +29,7 @@ from asr.encoder import Chunking
 from asr.errors import AdapterError, OptionError
 from asr.recognizer import Recognizer
 from training.alignment import read_aligned, teacher_tokenizer
+from training.cards import trained_on
 from training.config import TrainConfig
 from training.dataset import StreamDataset
 from training.dev_sets import DevSet, load_dev_sets
@@ -283,6 +284,8 @@ def card(run: AdapterRun, progress: Progress) -> AdapterCard:
         base_weights_hash=run.base.weights_hash,
         initial_chunks=config.initial_chunks,
         left_context_s=config.left_context_s,
+        license=config.license,
+        data=trained_on(config.data),
         training={
             "steps": progress.step,
             "hours_of_audio_seen": round(progress.hours, 2),

@@ -78,6 +78,7 @@ class RunConfig:
     dev_limit: int = 60
     dev_chunk_ms: int = 300
     tensorboard: bool = False
+    license: str = ""  # of what is trained, for its card
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from asr.head import HEAD_FRAME_MS, TransducerHead
 from asr.head_files import HeadCard, adapter_hash, save_head
 from asr.words import Vocabulary
 from training.alignment import read_aligned, teacher_tokenizer
+from training.cards import trained_on
 from training.config import DataConfig, HeadLossConfig, HeadTrainConfig
 from training.head_data import HeadBatch, load_batch
 from training.head_evaluation import HeadResult, measure_dial, measure_timing, stream, summarize
@@ -272,6 +273,8 @@ def _card(
         base_weights_hash=frozen.base.weights_hash,
         adapter_hash=adapter_hash(frozen.adapter),
         config=head.config.to_json(),
+        license=config.license,
+        data=trained_on(config.data, with_text=True),
         training={"steps": progress.step, "hours_of_audio_seen": round(progress.hours, 1), **settings},
         results={}
         if result is None

@@ -44,6 +44,8 @@ class Utterance:
     """Line number in the manifest, from 1."""
     offset_s: float | None = None
     """Where in the file it begins, ``duration_s`` long; None is the whole file."""
+    license: str | None = None
+    """Under which it may be used, for the cards of what is trained on it."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,7 @@ def _utterance(path: Path, *, line: int, record: dict[str, Any]) -> Utterance:
         set=_text(path, line=line, record=record, key="set") or path.stem,
         line=line,
         offset_s=offset_s,
+        license=_text(path, line=line, record=record, key="license"),
     )
 
 

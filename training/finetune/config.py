@@ -73,6 +73,7 @@ class FinetuneConfig(BaseModel):
         output: Folder of the run; the finished model is ``model`` in it.
         model: Base weights: a checkpoint's name or path.
         data: Recordings, word times, augmentation.
+        license: Of what is trained, for its card.
         adapter: How the causal adapter is trained; null keeps ``head_adapter``.
         blend: How far the exported adapter lies from the one that training began with (0) to the trained
             one (1); less forgets less.
@@ -97,6 +98,7 @@ class FinetuneConfig(BaseModel):
     dev_limit: int = 60
     dev_chunk_ms: int = 300
     tensorboard: bool = True
+    license: str = ""
     adapter: FinetunePlan | None = FinetunePlan()
     blend: float = Field(default=1.0, gt=0, le=1)
     loss: LossConfig = LossConfig()
