@@ -19,13 +19,13 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from asr import SAMPLE_RATE, Final, ForesoundError, Partial, Recognizer
+from asr import SAMPLE_RATE, Event, Final, ForesoundError, Partial, Recognizer
 from benchmarks.machine import machine
 from benchmarks.server import ServerProcess
 from clients import StreamingClient
@@ -37,19 +37,39 @@ GAP_S = 1.0  # silence between two utterances
 SATURATED_MS = 2000.0  # 95th percentile of latency beyond which more streams make no sense
 
 
-@dataclass(frozen=True)
+@dataclass
 class Heard:
-    """What one stream got.
+    """What one stream got: events, and seconds on the wall after its first block began.
 
-    Attributes:
-        text: Of all finals.
-        latencies_ms: Of every word.
-        first_ms: From the end of the first word to the first text on the screen.
+    It is looked at when all streams are over, so that looking takes no time from the server.
     """
 
-    text: str
-    latencies_ms: list[float]
-    first_ms: float | None
+    events: list[tuple[float, Event]] = field(default_factory=list)
+
+    @property
+    def finals(self) -> list[Final]:
+        """All finals."""
+        return [event for _, event in self.events if isinstance(event, Final)]
+
+    @property
+    def text(self) -> str:
+        """Of all finals."""
+        return " ".join(final.text for final in self.finals)
+
+    def latencies_ms(self) -> list[float]:
+        """From the end of every word to its being there for good."""
+        log = EmissionLog()
+        for time_s, event in self.events:
+            log.add([event], time_s=time_s, compute_aware_s=time_s)
+        words = [word for final in self.finals for word in final.words]
+        shown = zip(log.words(), words, strict=True)
+        return [1000 * (seen.emitted_compute_aware_s - word.end_s) for seen, word in shown]
+
+    def first_ms(self) -> float | None:
+        """From the end of the first word to the first text on the screen."""
+        words = [word for final in self.finals for word in final.words]
+        first_s = next((t for t, event in self.events if isinstance(event, Partial) and event.words), None)
+        return None if first_s is None or not words else 1000 * (first_s - words[0].end_s)
 
 
 @dataclass(frozen=True)
@@ -113,8 +133,7 @@ async def play(url: str, clip: np.ndarray, *, chunk_ms: int, delay_s: float) -> 
         What came back.
     """
     await asyncio.sleep(delay_s)
-    log, finals = EmissionLog(), []
-    first_s: float | None = None
+    heard = Heard()
     async with StreamingClient(url, chunk_ms=chunk_ms) as client:
         started = time.perf_counter()
 
@@ -129,18 +148,9 @@ async def play(url: str, clip: np.ndarray, *, chunk_ms: int, delay_s: float) -> 
 
         speaking = asyncio.create_task(speak())
         async for event in client:
-            now_s = time.perf_counter() - started
-            log.add([event], time_s=now_s, compute_aware_s=now_s)
-            if isinstance(event, Final):
-                finals.append(event)
-            elif isinstance(event, Partial) and first_s is None and event.words:
-                first_s = now_s
+            heard.events.append((time.perf_counter() - started, event))
         await speaking
-    words = [word for final in finals for word in final.words]
-    shown = zip(log.words(), words, strict=True)
-    latencies = [1000 * (seen.emitted_compute_aware_s - word.end_s) for seen, word in shown]
-    first_ms = None if first_s is None or not words else 1000 * (first_s - words[0].end_s)
-    return Heard(" ".join(final.text for final in finals), latencies, first_ms)
+    return heard
 
 
 async def run_round(
@@ -152,14 +162,15 @@ async def run_round(
     plays = [play(server.url, clip, chunk_ms=chunk_ms, delay_s=rng.uniform(0, 1)) for clip in clips]
     heard = await asyncio.gather(*plays)
     took_s = time.perf_counter() - started
-    latencies = percentiles([ms for each in heard for ms in each.latencies_ms]) or {}
-    firsts = [each.first_ms for each in heard if each.first_ms is not None]
+    cpu = round((server.cpu_s - cpu_s) / took_s, 2)
+    latencies = percentiles([ms for each in heard for ms in each.latencies_ms()]) or {}
+    firsts = [first_ms for each in heard if (first_ms := each.first_ms()) is not None]
     return Round(
         streams=len(clips),
         word_p50_ms=round(latencies["p50"]),
         word_p95_ms=round(latencies["p95"]),
         first_text_p50_ms=round(statistics.median(firsts)),
-        cpu=round((server.cpu_s - cpu_s) / took_s, 2),
+        cpu=cpu,
         memory_mb=round(server.memory_mb),
         same_text=sum(each.text == text for each, text in zip(heard, alone, strict=True)),
     )
