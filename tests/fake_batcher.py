@@ -193,7 +193,7 @@ def main() -> int:
 
     @asynccontextmanager
     async def batcher(
-        recognizer: FakeRecognizer, *, n_slots: int, on_tick: object
+        recognizer: FakeRecognizer, *, n_slots: int, n_lanes: int, on_tick: object
     ) -> AsyncIterator[FakeBatcher]:
         yield FakeBatcher(n_slots=n_slots)
 

@@ -19,7 +19,10 @@ async def process(*arguments: str, port: int = 0, stderr: int = PIPE) -> AsyncIt
     running = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=PIPE, stderr=stderr)
     assert running.stdout
     try:
-        yield running, (await running.stdout.readline()).decode().removeprefix("listening on ").strip()
+        said = (await running.stdout.readline()).decode()
+        if not said and running.stderr:
+            raise AssertionError(f"the server did not start: {(await running.stderr.read()).decode()}")
+        yield running, said.removeprefix("listening on ").strip()
     finally:
         if running.returncode is None:
             running.kill()
