@@ -37,6 +37,7 @@ from benchmarks.soak_load import BYTES_PER_S, Clip, Speaker, Tally, visit
 
 MAX_GROWTH = 0.02
 WARM_UP = 0.2  # of the time
+SPREAD = 1.05  # the long stream ends a little before the run does
 RESUME_S = 15.0  # a short one: sessions that nobody comes back to are gone by the next quiet moment
 GROWING = ("rss_mb", "fds", "tasks", "threads", "slots")
 _AUDIO = Path(__file__).parents[1] / "tests" / "fixtures" / "jfk.flac"
@@ -88,13 +89,13 @@ class Soak:
         self.tally = Tally()
         self.samples: list[Sample] = []
 
-    async def run(self, *, seconds: float, long_audio: bytes, long_speed: float | None = None) -> Speaker:
+    async def run(self, *, seconds: float, long_audio: bytes, long_speed: float) -> Speaker:
         """Load the server.
 
         Args:
             seconds: How long.
             long_audio: What the long stream says, if there is time for all of it.
-            long_speed: Against that of speech; None is as fast as the server takes it.
+            long_speed: Of the long stream against that of speech.
 
         Returns:
             The long stream, which has ended.
@@ -275,7 +276,8 @@ def main() -> int:
         ) as server:
             soak = Soak(server.url, clips, n_clients=args.clients, speed=args.speed, round_s=args.round_s)
             seconds = 60 * args.minutes
-            long, at_rest = asyncio.run(_run(soak, seconds, long_audio))
+            long_speed = SPREAD * 3600 * args.long_hours / seconds
+            long, at_rest = asyncio.run(_run(soak, seconds, long_audio, long_speed))
         numbers = report(soak, long, at_rest, warm_up_s=WARM_UP * seconds)
     except ForesoundError as error:
         print(f"soak: {error}", file=sys.stderr)
@@ -293,8 +295,10 @@ def main() -> int:
     return 0 if is_good(numbers) else 1
 
 
-async def _run(soak: Soak, seconds: float, long_audio: bytes) -> tuple[Speaker, dict[str, float]]:
-    long = await soak.run(seconds=seconds, long_audio=long_audio)
+async def _run(
+    soak: Soak, seconds: float, long_audio: bytes, long_speed: float
+) -> tuple[Speaker, dict[str, float]]:
+    long = await soak.run(seconds=seconds, long_audio=long_audio, long_speed=long_speed)
     return long, await soak.at_rest()
 
 
