@@ -136,3 +136,18 @@ def test_foresound_runs_in_its_worker(tmp_path: Path) -> None:
     assert [look[1:] for look in answer["looks"]] == [["", ""]] * 5
     assert answer["cpu_s"] > 0 and answer["rss_bytes"] > 1 << 20
     assert json.dumps(answer)
+
+
+def test_run_goes_on_where_it_was_cut(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    assert peers.read_answers(None) == peers.read_answers(path) == {}
+    kept = {"looks": [[1.0, "", " a"]], "cpu_s": 0.5, "rss_bytes": 7}
+    for id, system in (("u1", "foresound"), ("u1", "moonshine"), ("u2", "foresound")):
+        peers.keep_answer(path, {"id": id, "system": system, **kept})
+    with path.open("a") as file:
+        file.write('{"id": "u2", "system": "moonsh')  # cut in the middle of a line
+    answers = peers.read_answers(path)
+    assert set(answers) == {("u1", "foresound"), ("u1", "moonshine"), ("u2", "foresound")}
+    assert answers["u1", "moonshine"]["looks"] == kept["looks"]
+    peers.keep_answer(path, {"id": "u2", "system": "moonshine", **kept})
+    assert ("u2", "moonshine") in peers.read_answers(path)

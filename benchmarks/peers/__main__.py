@@ -203,18 +203,39 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Measured]:
     measured = {name: Measured(**worker.ready) for name, worker in workers.items()}
     aligner = Recognizer.load(args.model)
     chosen = [utterance for utterance in read_manifest(args.manifest) if utterance.text][: args.limit]
+    known = read_answers(args.answers)
     try:
         for utterance in tqdm(chosen, unit="utterance", file=sys.stderr):
             samples, text = load_audio(utterance), utterance.text or ""
             times, _ = reference_times(aligner, samples, text=text, forced=None, offline_text=None)
             np.save(folder / "samples.npy", samples)
-            for name, worker in list(workers.items()):
+            for name, worker in workers.items():
+                if (answer := known.get((utterance.id, name))) is None:
+                    answer = worker.play(folder / "samples.npy")
+                    keep_answer(args.answers, {"id": utterance.id, "system": name, **answer})
                 measured[name].audio_s += len(samples) / SAMPLE_RATE
-                add(measured[name], worker.play(folder / "samples.npy"), text=text, times=times)
+                add(measured[name], answer, text=text, times=times)
     finally:
         for worker in workers.values():
             worker.close()
     return measured
+
+
+def read_answers(path: Path | None) -> dict[tuple[str, str], dict[str, Any]]:
+    """What a run before has kept, by utterance and system; a line that a cut left half-written is taken away."""
+    if path is None or not path.exists():
+        return {}
+    whole = path.read_text().rpartition("\n")
+    path.write_text(whole[0] + whole[1])
+    answers = [json.loads(line) for line in whole[0].splitlines()]
+    return {(answer["id"], answer["system"]): answer for answer in answers}
+
+
+def keep_answer(path: Path | None, answer: dict[str, Any]) -> None:
+    """Append what a system answered for an utterance."""
+    if path is not None:
+        with path.open("a") as file:
+            file.write(json.dumps(answer) + "\n")
 
 
 def format_rows(rows: dict[str, dict[str, Any]]) -> str:
@@ -273,6 +294,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--limit", type=int, default=20, metavar="N", help="utterances (default: 20)")
     add("--model", default="tiny.en", help="Whisper's name of the weights (default: tiny.en)")
     add("--ct2", type=Path, metavar="DIR", help="CTranslate2 folder with them (default: tiny.en's package)")
+    add("--answers", type=Path, metavar="FILE.jsonl", help="keep all answers there; a later run goes on")
     add("--systems", type=lambda text: text.split(","), default=list(SYSTEMS), metavar="A,B@STEP_S,...")
     args = parser.parse_args(argv)
     if args.command == "run" and args.ct2 is None:
