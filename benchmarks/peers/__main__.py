@@ -222,7 +222,7 @@ def run(args: argparse.Namespace, folder: Path) -> dict[str, Measured]:
 
 
 def read_answers(path: Path | None) -> dict[tuple[str, str], dict[str, Any]]:
-    """What a run before has kept, by utterance and system; a line that a cut left half-written is taken away."""
+    """What a run before has kept, by utterance and system; a half-written last line is taken away."""
     if path is None or not path.exists():
         return {}
     whole = path.read_text().rpartition("\n")
