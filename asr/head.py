@@ -166,7 +166,6 @@ class TransducerHead(nn.Module):
         *,
         temperature: float | None = None,
         policy: LookPolicy = ADAPTIVE,
-        is_drawn: bool = False,
     ) -> LookaheadOutput:
         """Compute whole streams.
 
@@ -175,13 +174,12 @@ class TransducerHead(nn.Module):
             lengths: ``[B]`` head frames of each stream, at most F // 2.
             temperature: Of soft gates; None is hard gates.
             policy: The dial, or a fixed look.
-            is_drawn: As in :meth:`asr.lookahead.Lookahead.forward`.
 
         Returns:
             Head frames ``[B, F // 2, D]`` for the transducer, and gates.
         """
         output: LookaheadOutput = self.lookahead(
-            self.gather(frames), lengths, temperature=temperature, policy=policy, is_drawn=is_drawn
+            self.gather(frames), lengths, temperature=temperature, policy=policy
         )
         return LookaheadOutput(self.ln_post(output.frames), output.gates)
 

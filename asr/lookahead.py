@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from asr.attention import attend, gated_attend, rotate
 from asr.frontier import ADAPTIVE, BlockMemory, LookaheadState, LookPolicy, Projection, Ready
-from asr.reach import fixed_gates, hard_gates, inside, log_drawn_gates, log_soft_gates
+from asr.reach import fixed_gates, hard_gates, inside, log_soft_gates
 
 SCHEDULER_WIDTH = 64
 INITIAL_LOGIT = 1.0  # of every gate before training: a frame looks about two frames ahead
@@ -185,7 +185,6 @@ class Lookahead(nn.Module):
         *,
         temperature: float | None = None,
         policy: LookPolicy = ADAPTIVE,
-        is_drawn: bool = False,
     ) -> LookaheadOutput:
         """Compute whole streams.
 
@@ -194,7 +193,6 @@ class Lookahead(nn.Module):
             lengths: ``[B]`` frames of each stream; what comes after is padding, which no frame sees.
             temperature: Of soft gates; None is hard gates, through which schedulers get no gradient.
             policy: The dial, or a fixed look.
-            is_drawn: Frames see through gates that are drawn; the gates returned are their probabilities.
 
         Returns:
             Outputs (meaningless in the padding) and gates.
@@ -210,13 +208,8 @@ class Lookahead(nn.Module):
                 mask = self._visible(gates[-1].bool(), is_inside)
                 mixed = attend(new.query, new.key, new.value, n_head=block.n_head, mask=mask)
             else:
-                logits = new.logits + policy.bias
-                if is_drawn:
-                    log_gates = log_drawn_gates(logits, temperature)
-                    gates.append(log_soft_gates(logits, 1.0).exp())
-                else:
-                    log_gates = log_soft_gates(logits, temperature)
-                    gates.append(log_gates.exp())
+                log_gates = log_soft_gates(new.logits + policy.bias, temperature)
+                gates.append(log_gates.exp())
                 log_gate = self._spread(log_gates, is_inside)
                 mixed = gated_attend(new.query, new.key, new.value, n_head=block.n_head, log_gate=log_gate)
             frames = block.finish(frames, mixed)

@@ -24,24 +24,6 @@ def log_soft_gates(logits: Tensor, temperature: float) -> Tensor:
     return F.logsigmoid(logits / temperature).cumsum(dim=-1)
 
 
-def log_drawn_gates(logits: Tensor, temperature: float) -> Tensor:
-    """The same for gates that are drawn: 0 or 1 by chance, as far as the temperature lets them.
-
-    Logistic noise on a logit makes it positive with probability ``sigmoid(s_k)`` (binary concrete: Maddison
-    et al., arXiv 1611.00712). So a closed gate really hides the future, while an average of open and closed
-    hides nothing from attention, which only needs larger scores to make up for it.
-
-    Args:
-        logits: ``[..., K]`` the scheduler's s_k.
-        temperature: Above 0; the nearer to 0, the more gates are 0 or 1.
-
-    Returns:
-        ``[..., K]``, never increasing along K.
-    """
-    uniform = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
-    return log_soft_gates(logits + uniform.logit(), temperature)
-
-
 def hard_gates(logits: Tensor) -> Tensor:
     """The soft gates' limit at temperature 0, ``p_k > 0.5``: open as long as every s up to k is positive.
 

@@ -12,7 +12,6 @@ from asr.reach import (
     frame_arrival,
     hard_gates,
     latency_penalty,
-    log_drawn_gates,
     log_soft_gates,
     plain_penalty,
 )
@@ -119,13 +118,3 @@ def test_regularisers_move_reach_down(penalty: str) -> None:
     assert value() < before
     assert hard_delay() < 0.7 * delay_before
     assert (gradient[:, 1, 17:] == 0).all(), "padding must not be trained on"
-
-
-def test_drawn_gates_are_open_as_often_as_soft_ones_say() -> None:
-    """Drawn coldly they are 0 or 1, fall along K, and on average are the probabilities at temperature 1."""
-    torch.manual_seed(0)
-    logits = torch.tensor([[2.0, 0.5, -1.0], [-0.5, 3.0, 0.0]])
-    drawn = log_drawn_gates(logits.expand(20_000, 2, 3), 1e-4).exp()
-    assert ((drawn < 0.01) | (drawn > 0.99)).float().mean() > 0.99
-    assert (drawn.diff(dim=-1) <= 0).all()
-    torch.testing.assert_close(drawn.mean(dim=0), log_soft_gates(logits, 1.0).exp(), atol=0.015, rtol=0)

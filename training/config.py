@@ -151,7 +151,6 @@ class HeadPlan:
     whisper_embeddings: bool = True  # the predictor's embeddings begin as Whisper's
     dropout: float = 0.1
     masked_share: float = 0.1  # of encoder frames, hidden in spans of up to 0.3 s
-    drawn_gates: bool = False  # gates are drawn, not averaged
     temperature_first: float = 1.0  # until the regularisers have set in
     temperature_last: float = 0.1
     penalty_ramp: tuple[float, ...] = (0.2, 0.5)  # shares of the run between which the regularisers set in

@@ -94,7 +94,6 @@ def train(config: HeadTrainConfig) -> None:
             policy=policy,
             masked_share=config.masked_share,
             penalty_share=_penalty_share(progress.step, config),
-            is_drawn=config.drawn_gates,
         )
         workers.backward(parts.total)
         rate = warm_cosine(progress.step, warmup_steps=config.warmup_steps, steps=config.steps)
@@ -262,7 +261,6 @@ def _card(
         name: getattr(config, name)
         for name in (
             "fixed_look",
-            "drawn_gates",
             "learning_rate",
             "temperature_last",
             "hard_share",

@@ -63,7 +63,6 @@ class HeadLoss(nn.Module):
         policy: LookPolicy,
         masked_share: float,
         penalty_share: float = 1.0,
-        is_drawn: bool = False,
     ) -> HeadLossParts:
         """The loss of a batch.
 
@@ -74,7 +73,6 @@ class HeadLoss(nn.Module):
             policy: The dial, or a fixed look.
             masked_share: Share of encoder frames that are hidden.
             penalty_share: Of the regularisers' weights.
-            is_drawn: Gates are drawn, as in :meth:`asr.lookahead.Lookahead.forward`.
 
         Returns:
             The loss and its parts.
@@ -82,7 +80,7 @@ class HeadLoss(nn.Module):
         device = batch.frames.device
         with autocast(device):
             frames = hide_spans(batch.frames.float(), masked_share)
-            output = head(frames, batch.lengths, temperature=temperature, policy=policy, is_drawn=is_drawn)
+            output = head(frames, batch.lengths, temperature=temperature, policy=policy)
             said = texts(batch, self.config)
             transducer = transducer_loss(
                 head.transducer, output.frames, batch.lengths, said, fast_emit=self.config.fast_emit
