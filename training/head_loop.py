@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -31,7 +31,7 @@ from training.head_evaluation import HeadResult, measure_dial, measure_timing, s
 from training.head_losses import HeadLoss, HeadLossParts, hard_delays
 from training.head_setup import DevSets, Frozen, dataset, dev_sets, feature_maker, new_head, store
 from training.run_log import RunLog
-from training.runs import Position, load_batches, parse_settings, warm_cosine
+from training.runs import Loaded, Position, load_batches, parse_settings, warm_cosine
 from training.workers import Workers
 
 
@@ -54,73 +54,112 @@ def train(config: HeadTrainConfig) -> None:
             frames look), ``dev.csv``, and the head folders ``last`` and ``best`` (the lowest streaming WER on
             the dev manifest, once gates are hard).
     """
-    workers = Workers(device=config.device, precision=config.precision)
-    config.output.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(config.seed)
-    device = workers.device
-    frozen = Frozen.load(config, device)
-    head = new_head(config, frozen).to(device)
-    loss_of = HeadLoss(head, config.loss).to(device)
-    optimizer = workers.prepare(_optimizer(config, head, loss_of))
-    log = RunLog(config.output, tensorboard=config.tensorboard, is_writer=workers.is_main)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    progress = _resume(config, head, loss_of, optimizer)
-    aligned = read_aligned(config.data.aligned)
-    maker = feature_maker(config, frozen)
-    sets = dev_sets(config, frozen, maker, aligned)
-    data = dataset(config, frozen, aligned)
-    batches = load_batches(
-        data,
-        Position(progress.epoch, progress.batch),
-        load_batch(maker, store(config, frozen), data.load),
-        drawn_epochs=config.drawn_epochs,
-        rank=workers.rank,
-        n_ranks=workers.n_ranks,
-    )
-    bar = tqdm(total=config.steps, initial=progress.step, unit="step", disable=not workers.is_main or None)
-    while progress.step < config.steps:
+    run = _Run.begin(config)
+    steps, progress = config.steps, run.progress
+    with tqdm(
+        total=steps, initial=progress.step, unit="step", disable=not run.workers.is_main or None
+    ) as bar:
+        while progress.step < steps:
+            batch, parts = run.step()
+            bar.set_postfix(loss=parts.transducer.item(), delay_s=parts.delay_s.item(), refresh=False)
+            bar.update()
+            run.watch(batch)
+    run.log.close()
+
+
+@dataclass
+class _Run:
+    """What a run works with."""
+
+    config: HeadTrainConfig
+    workers: Workers
+    frozen: Frozen
+    head: TransducerHead
+    loss_of: HeadLoss
+    optimizer: torch.optim.Optimizer
+    progress: Progress
+    sets: DevSets
+    batches: Iterator[Loaded[HeadBatch]]
+    log: RunLog
+
+    @classmethod
+    def begin(cls, config: HeadTrainConfig) -> _Run:
+        """Load everything, and go back to where the run was."""
+        workers = Workers(device=config.device, precision=config.precision)
+        config.output.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(config.seed)
+        frozen = Frozen.load(config, workers.device)
+        head = new_head(config, frozen).to(workers.device)
+        loss_of = HeadLoss(head, config.loss).to(workers.device)
+        optimizer = workers.prepare(_optimizer(config, head, loss_of))
+        log = RunLog(config.output, tensorboard=config.tensorboard, is_writer=workers.is_main)
+        progress = _resume(config, head, loss_of, optimizer)
+        aligned = read_aligned(config.data.aligned)
+        maker = feature_maker(config, frozen)
+        sets = dev_sets(config, frozen, maker, aligned)
+        data = dataset(config, frozen, aligned)
+        batches = load_batches(
+            data,
+            Position(progress.epoch, progress.batch),
+            load_batch(maker, store(config, frozen), data.load),
+            drawn_epochs=config.drawn_epochs,
+            rank=workers.rank,
+            n_ranks=workers.n_ranks,
+        )
+        return cls(config, workers, frozen, head, loss_of, optimizer, progress, sets, batches, log)
+
+    def step(self) -> tuple[HeadBatch, HeadLossParts]:
+        """Learn from the next batch, and log what it showed."""
+        config, workers, progress = self.config, self.workers, self.progress
         started = time.monotonic()
         rng = np.random.default_rng([config.seed, progress.step])
         torch.manual_seed(int(rng.integers(2**31)) + workers.rank)
-        loaded = next(batches)
-        batch = loaded.content.to(device)
+        loaded = next(self.batches)
+        batch = loaded.content.to(workers.device)
         waited = time.monotonic() - started
         temperature = _temperature(progress.step, config)
-        policy = _policy(config, float(rng.uniform(-1, 1)) * config.bias_spread)
-        parts = loss_of(
-            head.train(),
+        parts = self.loss_of(
+            self.head.train(),
             batch,
             temperature=temperature,
-            policy=policy,
+            policy=_policy(config, float(rng.uniform(-1, 1)) * config.bias_spread),
             masked_share=config.masked_share,
             penalty_share=_penalty_share(progress.step, config),
         )
         workers.backward(parts.total)
-        rate = warm_cosine(progress.step, warmup_steps=config.warmup_steps, steps=config.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["full_rate"]
-        workers.average_gradients(parameters)
-        norm = workers.clip(parameters, config.clip_norm)
-        workers.step(optimizer, norm)
+        norm = self._descend()
         progress.step += 1
         progress.epoch, progress.batch = loaded.following.epoch, loaded.following.batch
         progress.hours += workers.sum([batch.seconds / 3600])[0]
         timing = {"seconds": round(time.monotonic() - started, 2), "waited": round(waited, 2)}
-        _log_step(log, batch, parts, progress, norm=norm.item(), temperature=temperature, **timing)
-        bar.set_postfix(loss=parts.transducer.item(), delay_s=parts.delay_s.item(), refresh=False)
-        bar.update()
-        finished = progress.step == config.steps
-        if progress.step % config.statistics_every == 0 or finished:
-            _log_delays(config, head, batch, progress, log)
-        is_evaluated = (progress.step % config.evaluate_every == 0 or finished) and bool(sets.dev)
-        for is_judged in (False, True) if is_evaluated else (False,):
-            if is_judged and workers.is_main:
-                _evaluate(config, frozen, head, sets, progress, log)
-            if workers.is_main and (progress.step % config.checkpoint_every == 0 or finished or is_evaluated):
-                _save(config, frozen, head, loss_of, optimizer, progress)
-        workers.wait()
-    bar.close()
-    log.close()
+        _log_step(self.log, batch, parts, progress, norm=norm, temperature=temperature, **timing)
+        return batch, parts
+
+    def _descend(self) -> float:
+        """Move the weights along their gradients, whose norm is returned."""
+        config, workers = self.config, self.workers
+        rate = warm_cosine(self.progress.step, warmup_steps=config.warmup_steps, steps=config.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["full_rate"]
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        workers.average_gradients(parameters)
+        norm = workers.clip(parameters, config.clip_norm)
+        workers.step(self.optimizer, norm)
+        return norm.item()
+
+    def watch(self, batch: HeadBatch) -> None:
+        """Log delays, evaluate and save, each in its turn."""
+        config, step, is_main = self.config, self.progress.step, self.workers.is_main
+        is_last = step == config.steps
+        if step % config.statistics_every == 0 or is_last:
+            _log_delays(config, self.head, batch, self.progress, self.log)
+        is_evaluated = bool(self.sets.dev) and (step % config.evaluate_every == 0 or is_last)
+        if is_main and (is_evaluated or step % config.checkpoint_every == 0 or is_last):
+            _save(config, self.frozen, self.head, self.loss_of, self.optimizer, self.progress)
+        if is_main and is_evaluated:
+            _evaluate(config, self.frozen, self.head, self.sets, self.progress, self.log)
+            _save(config, self.frozen, self.head, self.loss_of, self.optimizer, self.progress)
+        self.workers.wait()
 
 
 def _optimizer(config: HeadTrainConfig, head: TransducerHead, loss_of: HeadLoss) -> torch.optim.Optimizer:
