@@ -2,18 +2,19 @@
 
 Processor microseconds, the least of a few rounds. The last line of the output is one JSON object.
 
-Run as ``python -m benchmarks.kernels``.
+Run as ``python -m benchmarks.kernels``; ``--compile`` adds torch.compile (a C++ compiler, and a minute).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from asr import int8
 from asr.rules import likeliest
@@ -87,8 +88,27 @@ def detector(n_streams: int) -> dict[str, Callable[[], object]]:
     return {"together": lambda: vad.step(samples, state)}
 
 
+def perceptron(n_rows: int) -> dict[str, Callable[[], object]]:
+    """A block's layer norm and multilayer perceptron, operation by operation and compiled."""
+    norm, wide, narrow = (
+        nn.LayerNorm(WIDTH),
+        int8.Int8Linear(torch.randn(4 * WIDTH, WIDTH)),
+        int8.Int8Linear(torch.randn(WIDTH, 4 * WIDTH)),
+    )
+    x = torch.randn(n_rows, WIDTH)
+
+    def work(x: Tensor) -> Tensor:
+        return x + narrow(F.gelu(wide(norm(x))))
+
+    compiled = torch.compile(work, dynamic=True)
+    return {"int8": lambda: work(x), "int8, torch.compile": lambda: compiled(x)}
+
+
 def main() -> int:
     """Run the benchmark; see the module's text."""
+    parser = argparse.ArgumentParser(description="Small products and reductions, each in the ways to do it.")
+    parser.add_argument("--compile", action="store_true", help="compare with torch.compile, too")
+    args = parser.parse_args()
     groups = {
         "vocabulary, 1 row": products(N_VOCAB, 1),
         "vocabulary, 16 rows": products(N_VOCAB, 16),
@@ -102,6 +122,8 @@ def main() -> int:
         "voice activity, 1 stream": detector(1),
         "voice activity, 16 streams": detector(16),
     }
+    if args.compile:
+        groups |= {f"perceptron, {n_rows} rows": perceptron(n_rows) for n_rows in (1, 16, 240)}
     found: dict[str, dict[str, float]] = {}
     with torch.inference_mode():
         for group, ways in groups.items():
