@@ -33,6 +33,7 @@ from asr.engine import Engine
 from asr.errors import OptionError
 from asr.events import Event
 from asr.features import LogMel
+from asr.frontier import LookPolicy
 from asr.head import TransducerHead
 from asr.head_files import HeadCard, adapter_hash, load_head, shipped_head
 from asr.listener import StreamOptions, TransducerOptions
@@ -177,6 +178,7 @@ class Recognizer:
         *,
         decoder: str = "whisper",
         latency: str | float | None = None,
+        fixed_look: int | None = None,
         chunk_ms: int = 300,
         beam_size: int = 1,
         open_tokens: int = 2,
@@ -198,6 +200,8 @@ class Recognizer:
             latency: How far ahead the transducer's frames look on average: ``minimal``, ``low``, ``medium``,
                 ``high``, or a number of ms; None is as the head was trained. What lies in a frame's own chunk
                 is there anyway.
+            fixed_look: Frames of 40 ms that every block of the transducer always looks ahead, instead of choosing;
+                a reference to compare with. 0 is causal.
             chunk_ms: Audio per encoder step, 40 to 1000, a multiple of 20: smaller is sooner, larger better.
             beam_size: Hypotheses, 1 to 16; 1 is greedy.
             open_tokens: Newest tokens that are never committed before the segment ends, 0 to 16; the
@@ -237,7 +241,7 @@ class Recognizer:
             second_pass=second_pass,
             rules=EndpointRules(silence_ms, max_segment_s),
             adaptive=adaptive,
-            transducer=self._transducer(decoder, latency),
+            transducer=self._transducer(decoder, latency, fixed_look),
         )
         with torch.inference_mode():
             if slot is None:
@@ -281,14 +285,17 @@ class Recognizer:
         with torch.inference_mode():
             return offline.transcribe(self.base_model, as_samples(samples))
 
-    def _transducer(self, decoder: str, latency: str | float | None) -> TransducerOptions | None:
+    def _transducer(
+        self, decoder: str, latency: str | float | None, fixed_look: int | None
+    ) -> TransducerOptions | None:
         """How the transducer reads a stream; None if Whisper's decoder does."""
         if decoder not in DECODERS:
             raise OptionError(f"decoder must be one of {', '.join(self.decoders)}, not {decoder!r}")
         if decoder == "whisper":
-            if latency is not None:
+            if latency is not None or fixed_look is not None:
                 raise OptionError(
-                    f"latency {latency!r} is for the transducer; choose decoder='transducer', or chunk_ms"
+                    f"{'fixed_look' if latency is None else f'latency {latency!r}'} is for the transducer; "
+                    "choose decoder='transducer', or chunk_ms"
                 )
             return None
         card = self._head_card
@@ -298,6 +305,11 @@ class Recognizer:
                 "folder of one that was trained on this model and adapter, or choose decoder 'whisper'"
             )
         timing = EmissionTiming.from_ms(lead_ms=card.lead_ms, lag_ms=card.lag_ms)
+        if fixed_look is not None:
+            if latency is not None:
+                raise OptionError("latency and fixed_look exclude each other")
+            _check_range("fixed_look", fixed_look, low=0, high=card.config["max_look"])
+            return TransducerOptions(LookPolicy(fixed=(fixed_look,) * card.config["n_blocks"]), timing)
         if latency is None:
             return TransducerOptions(card.trained_policy(), timing)
         dial = card.read_dial()

@@ -26,6 +26,7 @@ class DataConfig:
     short_share: float = 0.2  # of streams are kept short instead
     speeds: tuple[float, ...] = (0.9, 1.0, 1.0, 1.1)
     noise_share: float = 0.4  # of streams get noise
+    reverb_share: float = 0.3  # of streams are heard in a room
     noise_only_share: float = 0.03  # of batches' streams hold nothing but noise or silence
     prompt_share: float = 0.35  # of streams with a known past are given it as prompt
     cut_share: float = 0.3  # of streams begin in the middle of an utterance, as after re-anchoring
@@ -148,6 +149,7 @@ class HeadPlan:
     embedding_width: int = 256
     joint_width: int = 320
     fixed_look: tuple[int, ...] = ()  # one per block: never adaptive, for references
+    drawn_looks: tuple[int, ...] = ()  # one is drawn per batch, which every block looks: all such references at once
     whisper_embeddings: bool = True  # the predictor's embeddings begin as Whisper's
     dropout: float = 0.1
     masked_share: float = 0.1  # of encoder frames, hidden in spans of up to 0.3 s

@@ -20,6 +20,7 @@ from asr.words import Vocabulary
 from training.alignment import AlignedUtterance
 from training.config import DataConfig
 from training.manifest import Utterance, WordTime, load_audio
+from training.rooms import N_ROOMS, reverberate
 
 MAX_PROMPT_TOKENS = 64
 MARK_DELAY_S = 0.3  # a punctuation mark is due this long after its word: it depends on what follows
@@ -135,7 +136,7 @@ class StreamDataset:
         audio, words = _keep_start(audio, words, speed)
         audio = (audio * 10 ** (rng.uniform(-15, 3) / 20)).clip(-1, 1).astype(np.float32)
         use_prompt = bool(prompt) and rng.random() < self._config.prompt_share
-        noisy, prefix = self._add_noise(audio, rng), self._prefix(prompt if use_prompt else "")
+        noisy, prefix = self._spoil(audio, rng), self._prefix(prompt if use_prompt else "")
         if not known:
             return Example(audio, noisy, prefix, None, np.zeros(0))
         tokens, due, word_of = self._tokens(words, speed)
@@ -210,7 +211,10 @@ class StreamDataset:
             due += times if word.confidence >= self._config.min_confidence else [np.nan] * len(ids)
         return tuple(tokens), _nondecreasing(np.array(due)), tuple(word_of)
 
-    def _add_noise(self, audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _spoil(self, audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Put a stream into a room, and noise into the room, or not."""
+        if self._config.reverb_share and rng.random() < self._config.reverb_share:
+            audio = reverberate(audio, int(rng.integers(N_ROOMS)))
         dither = rng.standard_normal(len(audio)).astype(np.float32) * np.float32(10 ** rng.uniform(-4.5, -3))
         if not self._noises or rng.random() >= self._config.noise_share:
             return audio + dither if rng.random() < 0.5 else audio

@@ -122,7 +122,7 @@ class _Run:
             self.head.train(),
             batch,
             temperature=temperature,
-            policy=_policy(config, float(rng.uniform(-1, 1)) * config.bias_spread),
+            policy=_policy(config, rng),
             masked_share=config.masked_share,
             penalty_share=_penalty_share(progress.step, config),
         )
@@ -195,8 +195,14 @@ def _penalty_share(step: int, config: HeadTrainConfig) -> float:
     return min(1.0, max(0.0, (step - start) / max(1.0, end - start)))
 
 
-def _policy(config: HeadTrainConfig, bias: float) -> LookPolicy:
-    return LookPolicy(fixed=config.fixed_look) if config.fixed_look else LookPolicy(bias)
+def _policy(config: HeadTrainConfig, rng: np.random.Generator | None = None) -> LookPolicy:
+    """How far a batch's frames look; without a generator, as they will after training."""
+    if config.drawn_looks:
+        looks = config.drawn_looks
+        return LookPolicy(fixed=(int(rng.choice(looks) if rng else np.median(looks)),) * config.n_blocks)
+    if config.fixed_look:
+        return LookPolicy(fixed=config.fixed_look)
+    return LookPolicy(float(rng.uniform(-1, 1)) * config.bias_spread if rng else 0.0)
 
 
 def _log_step(
@@ -232,7 +238,7 @@ def _log_delays(
     config: HeadTrainConfig, head: TransducerHead, batch: HeadBatch, progress: Progress, log: RunLog
 ) -> None:
     """Log how far frames would look in streaming: mean, percentiles, looks per block, and a histogram."""
-    waits, looks = hard_delays(head.eval(), batch, _policy(config, 0.0))
+    waits, looks = hard_delays(head.eval(), batch, _policy(config))
     counts = torch.bincount(waits.long(), minlength=head.lookahead.latency + 1).tolist()
     waits_ms: Tensor = waits.double() * HEAD_FRAME_MS
     row = {
@@ -259,7 +265,7 @@ def _evaluate(
     Soft gates say little about the delays of hard ones, so an adaptive head counts once its gates are hard.
     """
     head.eval()
-    chunking, policy = frozen.chunking(config.dev_chunk_ms), _policy(config, 0.0)
+    chunking, policy = frozen.chunking(config.dev_chunk_ms), _policy(config)
     vocabulary = Vocabulary(teacher_tokenizer(frozen.model))
     read = partial(
         stream, head, chunking=chunking, policy=policy, vocabulary=vocabulary, beam_size=config.dev_beam_size
@@ -279,12 +285,13 @@ def _evaluate(
         f"step {progress.step}: dev WER {100 * result.edits.wer:.2f} % at {config.dev_chunk_ms} ms chunks, "
         f"lookahead {result.mean_ms:.0f} ms (p95 {result.p95_ms:.0f} ms)"
     )
-    is_settled = bool(config.fixed_look) or _temperature(progress.step - 1, config) is None
+    is_fixed = policy.fixed is not None
+    is_settled = is_fixed or _temperature(progress.step - 1, config) is None
     if is_settled and result.edits.wer < progress.best_wer:
         progress.best_wer = result.edits.wer
         lead_ms, lag_ms = measure_timing(sets.timed, read(sets.timed), vocabulary)
         card = _card(config, frozen, head, progress, result)
-        dial = [] if config.fixed_look else measure_dial(head, sets.dev).to_json()
+        dial = [] if is_fixed else measure_dial(head, sets.dev).to_json()
         measured = {"dial": dial, "lead_ms": round(lead_ms, 1), "lag_ms": round(lag_ms, 1)}
         save_head(head, config.output / "best", HeadCard(**{**asdict(card), **measured}))
 
@@ -300,6 +307,7 @@ def _card(
         name: getattr(config, name)
         for name in (
             "fixed_look",
+            "drawn_looks",
             "learning_rate",
             "temperature_last",
             "hard_share",
