@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from asr.dial import Dial
-from asr.errors import AdapterError
+from asr.errors import AdapterError, OptionError
 from asr.frontier import ADAPTIVE, LookPolicy
 from asr.head import HeadConfig, TransducerHead
 from asr.weights import hash_weights
@@ -78,6 +78,32 @@ class HeadCard:
         """How far frames looked in training: as their schedulers say, or in a reference always as far."""
         fixed = self.training.get("fixed_look")
         return LookPolicy(fixed=tuple(fixed)) if fixed else ADAPTIVE
+
+    def policy(self, *, latency: str | float | None = None, fixed_look: int | None = None) -> LookPolicy:
+        """How far frames look.
+
+        Args:
+            latency: A position of the dial or the wanted mean delay in ms; None is as trained.
+            fixed_look: Head frames that every block always looks ahead instead.
+
+        Returns:
+            The policy.
+
+        Raises:
+            OptionError: A value is outside its range, both are given, or there is no dial.
+        """
+        if fixed_look is not None:
+            if latency is not None:
+                raise OptionError("latency and fixed_look exclude each other")
+            if not 0 <= fixed_look <= self.config["max_look"]:
+                raise OptionError(f"fixed_look must be from 0 to {self.config['max_look']}, not {fixed_look}")
+            return LookPolicy(fixed=(fixed_look,) * self.config["n_blocks"])
+        if latency is None:
+            return self.trained_policy()
+        dial = self.read_dial()
+        if dial is None:
+            raise OptionError(f"latency {latency!r} needs a dial, and this head's has not been measured")
+        return dial.policy(latency)
 
     def read_dial(self) -> Dial | None:
         """The measured dial, None if there is none."""

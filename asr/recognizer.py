@@ -33,7 +33,6 @@ from asr.engine import Engine
 from asr.errors import OptionError
 from asr.events import Event
 from asr.features import LogMel
-from asr.frontier import LookPolicy
 from asr.head import TransducerHead
 from asr.head_files import HeadCard, adapter_hash, load_head, shipped_head
 from asr.listener import StreamOptions, TransducerOptions
@@ -200,8 +199,8 @@ class Recognizer:
             latency: How far ahead the transducer's frames look on average: ``minimal``, ``low``, ``medium``,
                 ``high``, or a number of ms; None is as the head was trained. What lies in a frame's own chunk
                 is there anyway.
-            fixed_look: Frames of 40 ms that every block of the transducer always looks ahead, instead of choosing;
-                a reference to compare with. 0 is causal.
+            fixed_look: Frames of 40 ms that every block of the transducer always looks ahead, instead of
+                choosing; a reference to compare with. 0 is causal.
             chunk_ms: Audio per encoder step, 40 to 1000, a multiple of 20: smaller is sooner, larger better.
             beam_size: Hypotheses, 1 to 16; 1 is greedy.
             open_tokens: Newest tokens that are never committed before the segment ends, 0 to 16; the
@@ -305,17 +304,7 @@ class Recognizer:
                 "folder of one that was trained on this model and adapter, or choose decoder 'whisper'"
             )
         timing = EmissionTiming.from_ms(lead_ms=card.lead_ms, lag_ms=card.lag_ms)
-        if fixed_look is not None:
-            if latency is not None:
-                raise OptionError("latency and fixed_look exclude each other")
-            _check_range("fixed_look", fixed_look, low=0, high=card.config["max_look"])
-            return TransducerOptions(LookPolicy(fixed=(fixed_look,) * card.config["n_blocks"]), timing)
-        if latency is None:
-            return TransducerOptions(card.trained_policy(), timing)
-        dial = card.read_dial()
-        if dial is None:
-            raise OptionError(f"latency {latency!r} needs a dial, and this head's has not been measured")
-        return TransducerOptions(dial.policy(latency), timing)
+        return TransducerOptions(card.policy(latency=latency, fixed_look=fixed_look), timing)
 
     def _language(self, language: str | None) -> str | None:
         if language is None:

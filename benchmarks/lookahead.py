@@ -4,6 +4,10 @@ Each line of the plan is a row, such as ``{"name": "adaptive", "head": "runs/hea
 "chunk_ms": 300}``; a row without a head is Whisper's decoder. Rows of one name and chunk size are a line in
 the plot. What the numbers mean is defined in :mod:`training.metrics`. Finished rows are kept in ``--output``;
 the same command goes on where it stopped.
+
+``--encode-once`` compares many heads cheaply: the causal encoder's frames, which are the same for all of
+them, are computed once per chunk size, and streaming begins at the head. Texts differ from whole streams only
+in what voice activity makes of silence; processor time is then the head's alone.
 """
 
 from __future__ import annotations
@@ -12,20 +16,32 @@ import argparse
 import json
 import sys
 import time
+from array import array
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from asr import SAMPLE_RATE, Event, ForesoundError, OptionError, Recognizer, Stream
 from asr.batch import Step
+from asr.encoder import FRAME_SAMPLES
+from asr.head import STACK
+from asr.head_files import adapter_hash, load_head
+from asr.transducer_reader import EmissionTiming
+from asr.waits import Waits
+from asr.words import Vocabulary, build_words
 from benchmarks.lookahead_plot import draw
 from benchmarks.machine import machine
+from training.alignment import teacher_tokenizer
 from training.evaluate import load_recognizer, reference_times
+from training.head_data import FeatureMaker
+from training.head_evaluation import Encoded, stream
+from training.head_setup import Frozen
 from training.manifest import WordTime, load_audio, read_alignments, read_manifest
 from training.metrics import EmissionLog, count_edits, word_latencies
 from training.report import StreamedUtterance, summarize_streams
@@ -44,12 +60,18 @@ class Row:
     latency: str | float | None = None
     chunk_ms: int = 300
     beam_size: int = 1
+    fixed_look: int | None = None
+    """Frames that every block always looks ahead; None is as the schedulers say."""
 
     def stream(self, recognizer: Recognizer) -> Stream:
         """Return a fresh stream."""
         decoder = "transducer" if self.head else "whisper"
         return recognizer.stream(
-            decoder=decoder, latency=self.latency, chunk_ms=self.chunk_ms, beam_size=self.beam_size
+            decoder=decoder,
+            latency=self.latency,
+            fixed_look=self.fixed_look,
+            chunk_ms=self.chunk_ms,
+            beam_size=self.beam_size,
         )
 
 
@@ -165,8 +187,8 @@ def measure(recognizer: Recognizer, row: Row, spoken: Sequence[Spoken], *, n_tog
         began_s = time.process_time()
         logs = play_together(recognizer, streams, [each.samples for each in group])
         cpu_s += time.process_time() - began_s
-        for each, stream, log in zip(group, streams, logs, strict=True):
-            text, words = stream.transcript.text, stream.transcript.words
+        for each, done, log in zip(group, streams, logs, strict=True):
+            text, words = done.transcript.text, done.transcript.words
             results.append(
                 StreamedUtterance(
                     chunk_ms=row.chunk_ms,
@@ -174,11 +196,87 @@ def measure(recognizer: Recognizer, row: Row, spoken: Sequence[Spoken], *, n_tog
                     edits=count_edits(each.text, hypothesis=text),
                     compute_s=0.0,
                     latencies=word_latencies(log.words(), reference=each.times),
-                    frame_waits_ms=tuple(stream.waits.frames_ms()),
-                    word_waits_ms=tuple(stream.waits.words_ms(words)),
+                    frame_waits_ms=tuple(done.waits.frames_ms()),
+                    word_waits_ms=tuple(done.waits.words_ms(words)),
                 )
             )
     duration_s = sum(len(each.samples) for each in spoken) / SAMPLE_RATE
+    numbers = summarize_streams(results, duration_s=duration_s)
+    return {**asdict(row), **{key: numbers[key] for key in KEPT}, "cpu_s_per_s": cpu_s / duration_s}
+
+
+@dataclass
+class Frames:
+    """The causal encoder's frames of all utterances, once per chunk size."""
+
+    frozen: Frozen
+    spoken: Sequence[Spoken]
+    by_chunk_ms: dict[int, list[Encoded]] = field(default_factory=dict)
+
+    def of(self, chunk_ms: int) -> list[Encoded]:
+        """Return them; the first time they are computed."""
+        if chunk_ms not in self.by_chunk_ms:
+            chunking, n_mels = self.frozen.chunking(chunk_ms), self.frozen.model.dims.n_mels
+            maker = FeatureMaker(self.frozen.encoder, n_mels=n_mels, chunkings=[chunking], seed=0)
+            encoded = []
+            for each in tqdm(self.spoken, desc=f"frames at {chunk_ms} ms", file=sys.stderr):
+                frames, lengths = maker.encode([each.samples], chunking)
+                encoded.append(Encoded(each.text, frames[:, : STACK * int(lengths[0])], tuple(each.times)))
+            self.by_chunk_ms[chunk_ms] = encoded
+        return self.by_chunk_ms[chunk_ms]
+
+
+def measure_head(row: Row, frames: Frames) -> dict[str, Any]:
+    """Stream all utterances from their frames.
+
+    Args:
+        row: The setting, with a head.
+        frames: Of the utterances.
+
+    Returns:
+        As :func:`measure`, without whole streams.
+
+    Raises:
+        ForesoundError: The head does not fit.
+    """
+    if row.head is None:
+        raise OptionError(f"{row.name}: with --encode-once every row needs a head")
+    frozen, encoded = frames.frozen, frames.of(row.chunk_ms)
+    hashes = {"weights_hash": frozen.base.weights_hash, "adapter_hash": adapter_hash(frozen.adapter)}
+    head, card = load_head(Path(row.head), **hashes)
+    vocabulary = Vocabulary(teacher_tokenizer(frozen.model))
+    timing = EmissionTiming.from_ms(lead_ms=card.lead_ms, lag_ms=card.lag_ms)
+    logs = [EmissionLog() for _ in encoded]
+    began_s = time.process_time()
+    streamed = stream(
+        head,
+        encoded,
+        chunking=frozen.chunking(row.chunk_ms),
+        policy=card.policy(latency=row.latency, fixed_look=row.fixed_look),
+        vocabulary=vocabulary,
+        beam_size=row.beam_size,
+        timing=timing,
+        logs=logs,
+    )
+    cpu_s = time.process_time() - began_s
+    results = []
+    for each, result, log in zip(encoded, streamed, logs, strict=True):
+        text = vocabulary.text(token.id for token in result.tokens)
+        waits = Waits(timing.lag, array("H", result.waits))
+        tokens, end = result.tokens, each.frames.shape[1] * FRAME_SAMPLES
+        words = build_words(tokens, vocabulary, n_committed=len(tokens), start=0, end=end) if tokens else ()
+        results.append(
+            StreamedUtterance(
+                chunk_ms=row.chunk_ms,
+                text=text,
+                edits=count_edits(each.text, hypothesis=text),
+                compute_s=0.0,
+                latencies=word_latencies(log.words(), reference=each.words),
+                frame_waits_ms=tuple(waits.frames_ms()),
+                word_waits_ms=tuple(waits.words_ms(words)),
+            )
+        )
+    duration_s = sum(len(each.samples) for each in frames.spoken) / SAMPLE_RATE
     numbers = summarize_streams(results, duration_s=duration_s)
     return {**asdict(row), **{key: numbers[key] for key in KEPT}, "cpu_s_per_s": cpu_s / duration_s}
 
@@ -196,6 +294,8 @@ def format_table(results: Sequence[dict[str, Any]]) -> str:
         late = each["latency_ms"]
         late_text = f"{late['p50']:.0f} / {late['p95']:.0f}" if late else "-"
         latency = "-" if each["latency"] is None else each["latency"]
+        if each["fixed_look"] is not None:
+            latency = f"always {each['fixed_look']}"
         lines.append(
             f"| {each['name']} | {latency} | {each['chunk_ms']} | {100 * each['wer']:.2f} | {look_text} | "
             f"{late_text} | {each['cpu_s_per_s']:.3f} |"
@@ -225,7 +325,8 @@ def run(rows: Sequence[Row], args: argparse.Namespace) -> list[dict[str, Any]]:
         ForesoundError: Weights, a head, the manifest or an audio file cannot be used.
     """
     load = lru_cache(maxsize=1)(load_recognizer)
-    about = {"manifest": args.manifest.name, "limit": args.limit, "n_together": args.together}
+    n_together = "once" if args.encode_once else args.together
+    about = {"manifest": args.manifest.name, "limit": args.limit, "n_together": n_together}
     known = {_row(each): each for each in finished(args.output, about)}
     if any(row not in known for row in rows):
         spoken = read_spoken(
@@ -234,11 +335,15 @@ def run(rows: Sequence[Row], args: argparse.Namespace) -> list[dict[str, Any]]:
             limit=args.limit,
             alignments=args.alignments,
         )
+        frames = Frames(Frozen.load(args.model, args.adapter, torch.device("cpu")), spoken)
     for row in rows:
         if row in known:
             continue
-        recognizer = load(args.model, args.adapter, row.head or "none")
-        known[row] = about | measure(recognizer, row, spoken, n_together=args.together)
+        if args.encode_once:
+            known[row] = about | measure_head(row, frames)
+        else:
+            recognizer = load(args.model, args.adapter, row.head or "none")
+            known[row] = about | measure(recognizer, row, spoken, n_together=args.together)
         if args.output:
             with args.output.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(known[row]) + "\n")
@@ -254,13 +359,19 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
-    add("--plan", type=Path, required=True, help="rows, JSON lines: name, head, latency, chunk_ms, beam_size")
+    add(
+        "--plan",
+        type=Path,
+        required=True,
+        help="rows, JSON lines: name, head, latency or fixed_look, chunk_ms, beam_size",
+    )
     add("--manifest", type=Path, required=True, help="utterances with texts, JSON lines")
     add("--alignments", type=Path, help="reference word times; without them Whisper aligns weakly")
     add("--limit", type=int, default=200, help="how many utterances (default: 200)")
     add("--model", default="tiny.en", help="checkpoint name or path (default: tiny.en)")
     add("--adapter", default="auto", help="auto, none or a folder (default: auto)")
     add("--together", type=int, default=8, help="streams that are advanced at once (default: 8)")
+    add("--encode-once", action="store_true", help="encode once per chunk size and stream heads from there")
     add("--output", type=Path, help="rows that are done, JSON lines; they are not measured again")
     add("--plot", type=Path, help="picture of the table")
     return parser.parse_args(argv)

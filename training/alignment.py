@@ -149,7 +149,9 @@ def encode_padded(model: Whisper, batch: Sequence[np.ndarray], *, precision: str
     # On a processor one window at a time: what the layers say to one another stays in the cache.
     size = 1 if device.type == "cpu" else len(mels)
     with torch.no_grad(), autocast(device, precision):
-        return torch.cat([model.encoder(torch.stack(mels[i : i + size])).float() for i in range(0, len(mels), size)])
+        return torch.cat(
+            [model.encoder(torch.stack(mels[i : i + size])).float() for i in range(0, len(mels), size)]
+        )
 
 
 def transcribe_greedily(
@@ -185,7 +187,11 @@ def autocast(device: torch.device, precision: str = "bf16") -> contextlib.Abstra
     A processor without AVX-512 or better only imitates bf16, more slowly than it computes float32, which it
     then does.
     """
-    imitated = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX", "AVX2")
+    imitated = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in (
+        "DEFAULT",
+        "NO AVX",
+        "AVX2",
+    )
     if precision == "no" or imitated:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])

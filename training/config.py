@@ -149,7 +149,9 @@ class HeadPlan:
     embedding_width: int = 256
     joint_width: int = 320
     fixed_look: tuple[int, ...] = ()  # one per block: never adaptive, for references
-    drawn_looks: tuple[int, ...] = ()  # one is drawn per batch, which every block looks: all such references at once
+    drawn_looks: tuple[
+        int, ...
+    ] = ()  # one is drawn per batch, which every block looks: all such references at once
     whisper_embeddings: bool = True  # the predictor's embeddings begin as Whisper's
     dropout: float = 0.1
     masked_share: float = 0.1  # of encoder frames, hidden in spans of up to 0.3 s

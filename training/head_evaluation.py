@@ -15,17 +15,19 @@ import torch
 from torch import Tensor
 
 from asr.dial import LATENCY_MS, Dial, calibrate
-from asr.encoder import Chunking
-from asr.events import SAMPLE_RATE
+from asr.encoder import FRAME_MS, FRAME_SAMPLES, Chunking
+from asr.events import SAMPLE_RATE, Partial
+from asr.features import LogMel
 from asr.frontier import LookPolicy
 from asr.head import HEAD_FRAME_MS, STACK, TransducerHead
 from asr.transducer_reader import EmissionTiming, ReadJob, Then, TransducerReader, read
-from asr.words import Token, Vocabulary
-from training.head_data import FeatureMaker
+from asr.words import Token, Vocabulary, build_words
+from training.head_data import TAIL_S, FeatureMaker
 from training.manifest import Utterance, WordTime, load_audio
-from training.metrics import WerResult, count_edits, normalize
+from training.metrics import EmissionLog, WerResult, count_edits, normalize
 
 AT_ONCE = 16  # utterances that stream together
+NO_TIMING = EmissionTiming.from_ms(lead_ms=0, lag_ms=0)
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def stream(
     policy: LookPolicy,
     vocabulary: Vocabulary,
     beam_size: int = 1,
+    timing: EmissionTiming = NO_TIMING,
+    logs: Sequence[EmissionLog] | None = None,
 ) -> list[Streamed]:
     """Let a head read utterances chunk by chunk, many at once.
 
@@ -100,6 +104,8 @@ def stream(
         policy: How far frames look ahead.
         vocabulary: Whisper's.
         beam_size: Hypotheses; 1 is greedy.
+        timing: When words are said, seen from when their tokens come out.
+        logs: One per utterance; each is told what is on the screen after every chunk, if given.
 
     Returns:
         One result per utterance.
@@ -107,7 +113,6 @@ def stream(
     results = []
     for first in range(0, len(utterances), AT_ONCE):
         group = utterances[first : first + AT_ONCE]
-        timing = EmissionTiming.from_ms(lead_ms=0, lag_ms=0)
         readers = [
             TransducerReader(head, vocabulary, policy=policy, timing=timing, beam_size=beam_size)
             for _ in group
@@ -121,11 +126,26 @@ def stream(
             for i, reading in zip(going, read(head, jobs), strict=True):
                 tokens[i] += reading.tokens
                 waits[i] += reading.waits
+                if logs:
+                    shown = _shown(tokens[i], readers[i].draft, vocabulary, n_frames=end)
+                    time_s = min(shown.time_s, group[i].frames.shape[1] * FRAME_MS / 1000 - TAIL_S)
+                    logs[first + i].add([shown], time_s=time_s, compute_aware_s=time_s)
             going = [i for i, job in zip(going, jobs, strict=True) if job.then == "listen"]
             at = end
         for reader, said, waited in zip(readers, tokens, waits, strict=True):
             results.append(Streamed((*said, *reader.commit_draft()), tuple(waited)))
     return results
+
+
+def _shown(
+    committed: Sequence[Token], draft: Sequence[Token], vocabulary: Vocabulary, *, n_frames: int
+) -> Partial:
+    """What a stream shows when so many encoder frames have been read; audio comes in blocks of 20 ms."""
+    heard = (n_frames + 1) * FRAME_SAMPLES
+    assert heard - n_frames * FRAME_SAMPLES >= LogMel.latency
+    tokens = [*committed, *draft]
+    words = build_words(tokens, vocabulary, n_committed=len(committed), start=0, end=heard) if tokens else ()
+    return Partial(0, "", "", words, heard)
 
 
 def _next_job(reader: TransducerReader, frames: Tensor, at: int, end: int) -> ReadJob:

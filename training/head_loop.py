@@ -88,7 +88,7 @@ class _Run:
         workers = Workers(device=config.device, precision=config.precision)
         config.output.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(config.seed)
-        frozen = Frozen.load(config, workers.device)
+        frozen = Frozen.load(config.model, config.adapter, workers.device)
         head = new_head(config, frozen).to(workers.device)
         loss_of = HeadLoss(head, config.loss).to(workers.device)
         optimizer = workers.prepare(_optimizer(config, head, loss_of))

@@ -40,11 +40,11 @@ class Frozen:
     left_context_s: float
 
     @classmethod
-    def load(cls, config: HeadTrainConfig, device: torch.device) -> Frozen:
+    def load(cls, model: str, adapter: str, device: torch.device) -> Frozen:
         """The base weights with the adapter merged in, on a device."""
-        base = load_checkpoint(config.model, device=device)
-        folder = shipped_adapter(base.name) if config.adapter == "auto" else Path(config.adapter)
-        if folder is None or config.adapter == "none":
+        base = load_checkpoint(model, device=device)
+        folder = shipped_adapter(base.name) if adapter == "auto" else Path(adapter)
+        if folder is None or adapter == "none":
             return cls(base, None, CausalEncoder(base.model.encoder), 1, 10.0)
         merged, card = merge_adapter(base.model, folder, weights_hash=base.weights_hash)
         left_context_s = min(card.left_context_s, LEFT_CONTEXT_S)  # as streams have it
