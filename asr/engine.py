@@ -115,7 +115,7 @@ class Engine:
 
     def new_slot(self, *, left_context: int) -> Slot:
         """State for one stream whose chunks look back ``left_context`` encoder frames at most."""
-        return new_slot(self.encoder, self.decoder, self.log_mel, left_context=left_context, head=self.head)
+        return new_slot(self.encoder, self.decoder, self.log_mel, left_context=left_context)
 
     def run(self, tasks: Sequence[Task[_T]]) -> list[_T | Exception]:
         """Run tasks to their ends; in every round, the steps that all of them ask for are taken together.

@@ -10,7 +10,7 @@ from torch import Tensor
 from asr.decoder import Decoder, FrameCache, SelfCache
 from asr.encoder import FRAME_MS, MAX_CHUNK_MS, CausalEncoder, EncoderState
 from asr.features import LogMel
-from asr.head import HeadState, TransducerHead
+from asr.head import HeadState
 
 LAST_POSITION_SHARE = 28 / 30  # of the encoder's positions; then the window restarts
 HISTORY_FRAMES = 1000  # mel frames that can be encoded again
@@ -25,7 +25,7 @@ class Slot:
     cross: FrameCache  # [1, T_max, D] the window's frames
     text: SelfCache  # [L, 1, U_room, D] the window's text
     mel: Tensor  # [1, M, HISTORY_ROOM] newest raw mel frames
-    head: HeadState | None = None  # for the transducer, where there is one
+    head: HeadState | None = None  # the transducer's, made for the first stream that it reads
 
     def reset(self) -> None:
         """Make it ready for another stream."""
@@ -51,7 +51,6 @@ def new_slot(
     log_mel: LogMel,
     *,
     left_context: int,
-    head: TransducerHead | None = None,
 ) -> Slot:
     """Allocate one slot.
 
@@ -60,7 +59,6 @@ def new_slot(
         decoder: Whisper's decoder.
         log_mel: The features.
         left_context: Encoder frames that the stream's chunks may look back at most.
-        head: The transducer head, if there is one.
 
     Returns:
         The slot.
@@ -71,7 +69,6 @@ def new_slot(
         decoder.new_frame_cache(max_frames=int(encoder.n_ctx * LAST_POSITION_SHARE)),
         decoder.new_self_cache(),
         torch.empty(1, log_mel.n_mels, HISTORY_ROOM, device=device),
-        head.init_state() if head else None,
     )
 
 

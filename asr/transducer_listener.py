@@ -234,6 +234,8 @@ def open_listener(engine: Engine, options: StreamOptions, slot: Slot) -> Listene
     assert engine.head, "the transducer needs a head"
     language = options.language or "en"
     text, n_tokens = engine.text(language), engine.head.config.n_tokens
+    if slot.head is None:
+        slot.head = engine.head.init_state()
     reader = TransducerReader(
         engine.head,
         text.vocabulary,

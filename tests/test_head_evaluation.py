@@ -7,10 +7,12 @@ from whisper.tokenizer import get_tokenizer
 from asr.bpe import TruncatedBpe
 from asr.dial import LATENCY_MS
 from asr.encoder import Chunking
+from asr.events import SAMPLE_RATE
 from asr.frontier import LookPolicy
 from asr.transducer_search import GreedySearch, SearchJob
 from asr.words import Token, Vocabulary
 from tests.heads import TINY_HEAD, tiny_head
+from training.head_data import TAIL_S
 from training.head_evaluation import (
     AT_ONCE,
     Encoded,
@@ -21,6 +23,7 @@ from training.head_evaluation import (
     summarize,
 )
 from training.manifest import WordTime
+from training.metrics import EmissionLog
 
 TOKENIZER = get_tokenizer(multilingual=False)
 VOCABULARY = Vocabulary(TOKENIZER)
@@ -47,6 +50,28 @@ def test_streaming_reads_what_one_pass_reads() -> None:
         search.advance([SearchJob(head(utterance.frames, torch.tensor([n_frames])).frames, state)])
         assert [token.id for token in result.tokens] == [emission.token for emission in state.draft]
         assert len(result.waits) == n_frames
+
+
+def test_logs_tell_when_words_were_shown() -> None:
+    """Every token's word is shown at the end of a chunk, never before its frame was heard."""
+    head, utterances = tiny_head(1), _utterances(3)
+    logs = [EmissionLog() for _ in utterances]
+    streamed = stream(
+        head,
+        utterances,
+        chunking=Chunking.from_ms(80),
+        policy=LookPolicy(fixed=(0,) * head.config.n_blocks),
+        vocabulary=VOCABULARY,
+        logs=logs,
+    )
+    assert any(result.tokens for result in streamed)
+    for utterance, result, log in zip(utterances, streamed, logs, strict=True):
+        text = VOCABULARY.text(token.id for token in result.tokens)
+        assert " ".join(word.text for word in log.words()) == " ".join(text.split())
+        limit_s = utterance.frames.shape[1] * 0.02 - TAIL_S
+        first_s = min(token.peak for token in result.tokens) / SAMPLE_RATE if result.tokens else 0.0
+        for word in log.words():
+            assert min(first_s, limit_s) <= word.emitted_s <= max(limit_s, 0.0) or limit_s < first_s
 
 
 def test_errors_and_delays_are_summed_up() -> None:

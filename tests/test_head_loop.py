@@ -166,3 +166,18 @@ def test_impossible_looks_are_refused(corpus: Path, look: str) -> None:
     """The message says how many numbers there are to be, and which."""
     with pytest.raises(OptionError, match="2 numbers from 0 to 3"):
         train(_config(corpus, "run", 1, f"--fixed-look={look}"))
+
+
+def test_one_run_makes_all_fixed_references(corpus: Path) -> None:
+    """Each batch draws how far all frames look; the head has no dial and may look at any of them."""
+    train(_config(corpus, "drawn", 6, f"--drawn-looks 0,2 --dev-manifest {corpus}/m.jsonl"))
+    looks = [float(value) for value in _column(corpus / "drawn" / "log.csv", "look")]
+    assert set(looks) == {0.0, 0.6667}
+    card = HeadCard.read(corpus / "drawn" / "best")
+    assert card.dial == [] and card.training["drawn_looks"] == [0, 2]
+    assert card.policy(fixed_look=2).fixed == (2, 2)
+
+
+def test_drawn_looks_must_be_possible(corpus: Path) -> None:
+    with pytest.raises(OptionError, match="drawn_looks"):
+        train(_config(corpus, "drawn", 1, "--drawn-looks 0,4"))

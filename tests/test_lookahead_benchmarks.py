@@ -11,8 +11,14 @@ import pytest
 import soundfile
 
 from asr import SAMPLE_RATE, OptionError, Recognizer
+from asr.checkpoint import Checkpoint
+from asr.encoder import CausalEncoder
+from asr.head_files import save_head
 from benchmarks import lookahead, lookahead_live, lookahead_picture
-from tests.transducers import FIXTURES, transducer_recognizer
+from tests.tiny import tiny_whisper
+from tests.transducers import FIXTURES, head_card, speaking_head, transducer_recognizer
+from training.head_data import FeatureMaker
+from training.head_setup import Frozen
 from training.manifest import WordTime
 from training.metrics import ShownWord, play
 
@@ -64,6 +70,32 @@ def test_a_table_of_rows_that_goes_on_where_it_stopped(
     assert lookahead.main([*command, "--together", "2"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == report["rows"]
     assert loaded == ["none", "h", "none"]
+
+
+def test_heads_are_compared_on_frames_that_are_encoded_once(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of a head folder, adaptive and fixed; frames are made once per chunk size; rows are kept."""
+    checkpoint = Checkpoint(tiny_whisper(), "tiny-random", "made here", "f" * 64)
+    frozen = Frozen(checkpoint, None, CausalEncoder(checkpoint.model.encoder), 1, 5.0)
+    monkeypatch.setattr(lookahead.Frozen, "load", lambda *_: frozen)
+    monkeypatch.setattr(lookahead, "load_recognizer", lambda *_: transducer_recognizer())
+    encoded: list[int] = []
+    encode = FeatureMaker.encode
+    monkeypatch.setattr(FeatureMaker, "encode", lambda *args: encoded.append(1) or encode(*args))
+    save_head(speaking_head(), files / "head", head_card("f" * 64))
+    settings: list[dict[str, Any]] = [{"latency": 0}, {"fixed_look": 0}, {"fixed_look": 3}]
+    rows = [{"name": f"{s}", "head": f"{files}/head", "chunk_ms": 80, **s} for s in settings]
+    (files / "plan.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = [f"--manifest={files}/m.jsonl", f"--plan={files}/plan.jsonl", f"--alignments={files}/a.jsonl"]
+    command += [f"--output={files}/once.jsonl", "--encode-once"]
+    assert lookahead.main(command) == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    closed, never, always = json.loads(last)["rows"]
+    assert closed["lookahead_ms"]["frame"]["mean"] == never["lookahead_ms"]["frame"]["mean"] == 0
+    assert closed["wer"] == never["wer"] and always["lookahead_ms"]["frame"]["p95"] > 0
+    assert len(encoded) == 3
+    assert lookahead.main(command) == 0 and len(encoded) == 3
 
 
 def test_words_are_shown_when_an_evaluation_sees_them(recognizer: Recognizer, jfk: np.ndarray) -> None:

@@ -265,6 +265,23 @@ def test_a_reference_looks_as_it_was_trained() -> None:
     assert max(waits) == 160 and waits[3:-4] == [160] * (len(waits) - 7)
 
 
+def test_frames_can_be_made_to_look_always_as_far(recognizer: Recognizer) -> None:
+    """References on the head that ships: never ahead, or always the same; what cannot be is refused."""
+    max_look, n_blocks = speaking_head().config.max_look, speaking_head().config.n_blocks
+    for look in (0, max_look):
+        stream = listen(recognizer, fixed_look=look, chunk_ms=40)
+        play(stream, hiss(1))
+        waits = stream.waits.frames_ms()
+        inner = waits[: len(waits) - n_blocks * max_look]
+        assert inner == [40 * n_blocks * look] * len(inner) != []
+    with pytest.raises(OptionError, match=f"fixed_look must be from 0 to {max_look}"):
+        listen(recognizer, fixed_look=max_look + 1)
+    with pytest.raises(OptionError, match="exclude each other"):
+        listen(recognizer, fixed_look=1, latency="low")
+    with pytest.raises(OptionError, match="fixed_look is for the transducer"):
+        recognizer.stream(fixed_look=1)
+
+
 @pytest.mark.parametrize("beam_size", [1, 4])
 def test_hotwords_are_preferred(recognizer: Recognizer, jfk: np.ndarray, beam_size: int) -> None:
     """A listed term, spelled with the head's few tokens, comes more often; also through a flush."""

@@ -122,7 +122,7 @@ class _Run:
             self.head.train(),
             batch,
             temperature=temperature,
-            policy=_policy(config, rng),
+            policy=_policy(config, self.head, rng),
             masked_share=config.masked_share,
             penalty_share=_penalty_share(progress.step, config),
         )
@@ -195,11 +195,13 @@ def _penalty_share(step: int, config: HeadTrainConfig) -> float:
     return min(1.0, max(0.0, (step - start) / max(1.0, end - start)))
 
 
-def _policy(config: HeadTrainConfig, rng: np.random.Generator | None = None) -> LookPolicy:
+def _policy(
+    config: HeadTrainConfig, head: TransducerHead, rng: np.random.Generator | None = None
+) -> LookPolicy:
     """How far a batch's frames look; without a generator, as they will after training."""
     if config.drawn_looks:
         looks = config.drawn_looks
-        return LookPolicy(fixed=(int(rng.choice(looks) if rng else np.median(looks)),) * config.n_blocks)
+        return LookPolicy(fixed=(int(rng.choice(looks) if rng else np.median(looks)),) * head.config.n_blocks)
     if config.fixed_look:
         return LookPolicy(fixed=config.fixed_look)
     return LookPolicy(float(rng.uniform(-1, 1)) * config.bias_spread if rng else 0.0)
@@ -238,7 +240,7 @@ def _log_delays(
     config: HeadTrainConfig, head: TransducerHead, batch: HeadBatch, progress: Progress, log: RunLog
 ) -> None:
     """Log how far frames would look in streaming: mean, percentiles, looks per block, and a histogram."""
-    waits, looks = hard_delays(head.eval(), batch, _policy(config))
+    waits, looks = hard_delays(head.eval(), batch, _policy(config, head))
     counts = torch.bincount(waits.long(), minlength=head.lookahead.latency + 1).tolist()
     waits_ms: Tensor = waits.double() * HEAD_FRAME_MS
     row = {
@@ -265,7 +267,7 @@ def _evaluate(
     Soft gates say little about the delays of hard ones, so an adaptive head counts once its gates are hard.
     """
     head.eval()
-    chunking, policy = frozen.chunking(config.dev_chunk_ms), _policy(config)
+    chunking, policy = frozen.chunking(config.dev_chunk_ms), _policy(config, head)
     vocabulary = Vocabulary(teacher_tokenizer(frozen.model))
     read = partial(
         stream, head, chunking=chunking, policy=policy, vocabulary=vocabulary, beam_size=config.dev_beam_size

@@ -82,25 +82,27 @@ def new_head(config: HeadTrainConfig, frozen: Frozen) -> TransducerHead:
         joint_width=config.joint_width,
     )
     if config.start_from is None:
-        _check_look(config.fixed_look, sizes)
+        _check_look(config.fixed_look, config.drawn_looks, sizes)
         head = TransducerHead(sizes, dropout=config.dropout)
         if config.whisper_embeddings:
             head.transducer.start_from_embeddings(frozen.model.decoder.token_embedding.weight.cpu())
         return head
     hashes = {"weights_hash": frozen.base.weights_hash, "adapter_hash": adapter_hash(frozen.adapter)}
     start, _ = load_head(config.start_from, **hashes)
-    _check_look(config.fixed_look, start.config)
+    _check_look(config.fixed_look, config.drawn_looks, start.config)
     head = TransducerHead(start.config, dropout=config.dropout)
     head.load_state_dict(start.state_dict())
     return head
 
 
-def _check_look(fixed_look: tuple[int, ...], sizes: HeadConfig) -> None:
+def _check_look(fixed_look: tuple[int, ...], drawn_looks: tuple[int, ...], sizes: HeadConfig) -> None:
     n_blocks, max_look = sizes.n_blocks, sizes.max_look
     if fixed_look and (len(fixed_look) != n_blocks or not all(0 <= look <= max_look for look in fixed_look)):
         raise OptionError(
             f"fixed_look must hold {n_blocks} numbers from 0 to {max_look}, one per block, not {fixed_look}"
         )
+    if not all(0 <= look <= max_look for look in drawn_looks):
+        raise OptionError(f"drawn_looks must be numbers from 0 to {max_look}, not {drawn_looks}")
 
 
 def dataset(config: HeadTrainConfig, frozen: Frozen, aligned: dict[str, AlignedUtterance]) -> StreamDataset:
