@@ -21,7 +21,15 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).reshape(batch, length, n_head * width)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, *, n_head: int, mask: Tensor | None) -> Tensor:
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    n_head: int,
+    mask: Tensor | None,
+    bias: Tensor | None = None,
+) -> Tensor:
     """Scaled dot-product attention with a boolean mask.
 
     Args:
@@ -30,15 +38,20 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, n_head: int, mask: Tens
         value: ``[B, K, D]``.
         n_head: Number of heads that D is split into.
         mask: Boolean, broadcastable to ``[B, Q, K]``; True = attend. None attends everywhere.
+        bias: ``[n_head, Q, K]`` added to the scores, together with a mask.
 
     Returns:
         ``[B, Q, D]``.
     """
+    visible = None if mask is None else mask.unsqueeze(-3)
+    if bias is not None:
+        assert visible is not None
+        visible = bias.to(query.dtype).masked_fill(~visible, -torch.inf)
     mixed = F.scaled_dot_product_attention(
         split_heads(query, n_head),
         split_heads(key, n_head),
         split_heads(value, n_head),
-        attn_mask=None if mask is None else mask.unsqueeze(-3),
+        attn_mask=visible,
     )
     return merge_heads(mixed)
 
@@ -62,7 +75,9 @@ def attention_weights(query: Tensor, key: Tensor, *, n_head: int, mask: Tensor |
     return scores.softmax(dim=-1)
 
 
-def gated_attend(query: Tensor, key: Tensor, value: Tensor, *, n_head: int, log_gate: Tensor) -> Tensor:
+def gated_attend(
+    query: Tensor, key: Tensor, value: Tensor, *, n_head: int, log_gate: Tensor, bias: Tensor
+) -> Tensor:
     """Scaled dot-product attention whose weights are multiplied by gates before they are normalised.
 
     Args:
@@ -72,6 +87,7 @@ def gated_attend(query: Tensor, key: Tensor, value: Tensor, *, n_head: int, log_
         n_head: Number of heads that D is split into.
         log_gate: ``[B, Q, K]`` logarithms of the gates, at most 0; -inf is a closed gate. Every row holds an
             open one.
+        bias: ``[n_head, Q, K]`` added to the scores.
 
     Returns:
         ``[B, Q, D]``.
@@ -80,9 +96,23 @@ def gated_attend(query: Tensor, key: Tensor, value: Tensor, *, n_head: int, log_
         split_heads(query, n_head),
         split_heads(key, n_head),
         split_heads(value, n_head),
-        attn_mask=log_gate.unsqueeze(-3).to(query.dtype),
+        attn_mask=(log_gate.unsqueeze(-3) + bias).to(query.dtype),
     )
     return merge_heads(mixed)
+
+
+def distance_bias(offset: Tensor, *, n_head: int) -> Tensor:
+    """What makes heads prefer near frames, in the past and in the future alike (ALiBi, arXiv 2108.12409).
+
+    Args:
+        offset: ``[Q, K]`` integers, how many frames each key lies after each query.
+        n_head: Heads; the first looks nearest, each of the others four times as far as the one before it.
+
+    Returns:
+        ``[n_head, Q, K]`` float32, at most 0.
+    """
+    slopes = 0.5 * 0.25 ** torch.arange(n_head, dtype=torch.float32, device=offset.device)
+    return -slopes[:, None, None] * offset.abs()
 
 
 def rotate(x: Tensor, positions: Tensor, *, n_head: int) -> Tensor:

@@ -56,6 +56,7 @@ class Ready:
     key: Tensor  # [1, R', D], the slots written so far
     value: Tensor  # [1, R', D]
     mask: Tensor  # [T, R'] bool, True = attend
+    offset: Tensor  # [T, R'] int64, frames by which what a slot holds lies after each of the T
     reach: tuple[int, ...]  # T newest frames of the whole stack's input that these depend on
 
 
@@ -162,9 +163,8 @@ class BlockMemory:
         slots = torch.arange(n_used, device=device)
         turns = (self.n_heard - 1 - slots).div(self._n_slots, rounding_mode="floor")
         frames = slots + turns * self._n_slots  # newest frame in each slot
-        mask = (frames >= queries[:, None] - self._left_context) & (
-            frames < torch.tensor(ends, device=device)[:, None]
-        )
+        offset = frames - queries[:, None]
+        mask = (offset >= -self._left_context) & (frames < torch.tensor(ends, device=device)[:, None])
         rows = queries % self._n_slots
         return Ready(
             self._inputs[None, rows],
@@ -172,6 +172,7 @@ class BlockMemory:
             self._keys[None, :n_used],
             self._values[None, :n_used],
             mask,
+            offset,
             reach,
         )
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from asr.attention import attend, gated_attend, rotate
+from asr.attention import attend, distance_bias, gated_attend, rotate
 from asr.frontier import ADAPTIVE, BlockMemory, LookaheadState, LookPolicy, Projection, Ready
 from asr.reach import fixed_gates, hard_gates, inside, log_soft_gates
 
@@ -199,6 +199,8 @@ class Lookahead(nn.Module):
         """
         positions = torch.arange(frames.shape[1], device=frames.device)
         is_inside = inside(lengths, frames.shape[1])
+        _, offset = self._offsets(frames.shape[1], device=frames.device)
+        bias = distance_bias(offset, n_head=self._block(0).n_head)
         gates = []
         for index in range(len(self.blocks)):
             block = self._block(index)
@@ -206,12 +208,14 @@ class Lookahead(nn.Module):
             if temperature is None or policy.fixed is not None:
                 gates.append(self._hard_gates(new.logits, policy, index).to(frames.dtype))
                 mask = self._visible(gates[-1].bool(), is_inside)
-                mixed = attend(new.query, new.key, new.value, n_head=block.n_head, mask=mask)
+                mixed = attend(new.query, new.key, new.value, n_head=block.n_head, mask=mask, bias=bias)
             else:
                 log_gates = log_soft_gates(new.logits + policy.bias, temperature)
                 gates.append(log_gates.exp())
                 log_gate = self._spread(log_gates, is_inside)
-                mixed = gated_attend(new.query, new.key, new.value, n_head=block.n_head, log_gate=log_gate)
+                mixed = gated_attend(
+                    new.query, new.key, new.value, n_head=block.n_head, log_gate=log_gate, bias=bias
+                )
             frames = block.finish(frames, mixed)
         return LookaheadOutput(frames, torch.stack(gates))
 
@@ -297,7 +301,17 @@ class Lookahead(nn.Module):
         going = [each for each in ready if each]
         if not going:
             return [nothing] * len(ready)
-        mixed = [attend(r.query, r.key, r.value, n_head=block.n_head, mask=r.mask) for r in going]
+        mixed = [
+            attend(
+                r.query,
+                r.key,
+                r.value,
+                n_head=block.n_head,
+                mask=r.mask,
+                bias=distance_bias(r.offset, n_head=block.n_head),
+            )
+            for r in going
+        ]
         frames = block.finish(torch.cat([r.inputs for r in going], dim=1), torch.cat(mixed, dim=1))
         outputs = iter(frames.split([len(r.reach) for r in going], dim=1))
         return [Released(next(outputs), each.reach) if each else nothing for each in ready]
