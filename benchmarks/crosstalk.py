@@ -15,41 +15,15 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from asr import ForesoundError, Recognizer
 from benchmarks.machine import machine
 from benchmarks.server import ServerProcess
-from benchmarks.soak import RESUME_S, to_pcm
+from benchmarks.soak import RESUME_S
 from benchmarks.soak_load import Clip, Tally, visit
-from training.manifest import load_audio, read_manifest
-
-
-def lone_clips(recognizer: Recognizer, manifest: Path, *, n_clips: int, max_s: float) -> list[Clip]:
-    """Recognise utterances of different texts, each in a stream of its own.
-
-    Args:
-        recognizer: The server's model.
-        manifest: Of utterances.
-        n_clips: How many, at most.
-        max_s: Longest one.
-    """
-    short = (each for each in read_manifest(manifest) if each.duration_s <= max_s)
-    clips: dict[tuple[str, ...], Clip] = {}
-    for utterance in islice(short, 2 * n_clips):
-        pcm = to_pcm(load_audio(utterance))
-        stream = recognizer.stream()
-        stream.feed(np.frombuffer(pcm, np.int16))
-        stream.finish()
-        texts = tuple(segment.text for segment in stream.transcript.segments)
-        clips.setdefault(texts, Clip(pcm, texts))
-        if len(clips) == n_clips:
-            break
-    return list(clips.values())
+from benchmarks.soak_speech import utterance_clips
 
 
 async def churn(url: str, clips: Sequence[Clip], *, n_streams: int, n_visits: int, speed: float) -> Tally:
@@ -87,7 +61,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         recognizer = Recognizer.load(args.model)
-        clips = lone_clips(recognizer, args.manifest, n_clips=args.streams, max_s=args.max_s)
+        clips = utterance_clips(recognizer, args.manifest, n_clips=args.streams, max_s=args.max_s)
         # Sessions that vanish keep their places for a while.
         max_streams, options = 2 * args.streams, ("--resume-s", str(RESUME_S))
         with ServerProcess(

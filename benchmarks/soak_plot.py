@@ -12,7 +12,7 @@ _PANELS = (
     ("file descriptors", ("fds",)),
     ("tasks and threads", ("tasks", "threads")),
     ("slots in use", ("slots",)),
-    ("from stop to done, ms", ("end_p50_ms", "end_p95_ms")),
+    ("latency, ms", ("end_p50_ms", "word_ms")),
     ("the long stream, minutes of audio", ("long_min",)),
 )
 

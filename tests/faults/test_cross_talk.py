@@ -9,8 +9,8 @@ import numpy as np
 
 from asr.recognizer import Recognizer
 from benchmarks.crosstalk import churn
-from benchmarks.soak import lone_clips
 from benchmarks.soak_load import BYTES_PER_S, Speaker
+from benchmarks.soak_speech import cut_clips
 from service.batcher import Batcher
 from service.config import Limits, ServerConfig
 from service.server import Server
@@ -20,7 +20,7 @@ from tests.serving import in_loop, metric, serving
 
 def test_no_cross_talk_under_churn(recognizer: Recognizer, jfk: np.ndarray) -> None:
     """With the real model, clients that come, break off, resume and vanish get the words of lone streams."""
-    clips = lone_clips(recognizer, jfk[: 7 * 16_000])[::2]
+    clips = cut_clips(recognizer, jfk[: 7 * 16_000])[::2]
     assert len({clip.texts for clip in clips}) > 3
 
     async def run() -> None:
