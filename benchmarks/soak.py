@@ -43,7 +43,7 @@ RESUME_S = 15.0  # a short one: sessions that nobody comes back to are gone by t
 GROWING = ("rss_mb", "fds", "tasks", "threads", "slots")
 _AUDIO = Path(__file__).parents[1] / "tests" / "fixtures" / "jfk.flac"
 _QUIET_S = 120.0  # for a round's last sessions to be gone, also on a busy machine
-_MAX_CLIP_S, _N_CLIPS = 6.0, 40  # of a manifest's utterances
+_MAX_CLIP_S, _N_CLIPS = 6.0, 24  # of a manifest's utterances
 
 
 @dataclass(frozen=True)
@@ -310,6 +310,9 @@ def _parse_arguments() -> argparse.Namespace:
 
 def _speech(args: argparse.Namespace) -> tuple[list[Clip], bytes, str]:
     """Return the clips, the long stream's audio, and what is said in it if that is known."""
+    import torch
+
+    torch.set_num_threads(args.threads or torch.get_num_threads())
     recognizer = Recognizer.load(args.model)
     if args.manifest:
         clips = utterance_clips(recognizer, args.manifest, n_clips=_N_CLIPS, max_s=_MAX_CLIP_S)
