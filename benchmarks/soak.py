@@ -316,7 +316,7 @@ def _speech(args: argparse.Namespace) -> tuple[list[Clip], bytes, str]:
     recognizer = Recognizer.load(args.model)
     if args.manifest:
         clips = utterance_clips(recognizer, args.manifest, n_clips=_N_CLIPS, max_s=_MAX_CLIP_S)
-        utterances = read_manifest(args.manifest, require_text=True)
+        utterances = [each for each in read_manifest(args.manifest) if each.text is not None]
         return clips, *long_speech(utterances, hours=args.long_hours)
     samples = read_audio(args.audio)
     once = to_pcm(samples)
