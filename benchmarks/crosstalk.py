@@ -1,7 +1,8 @@
 """Does every stream get its own words? Many at once come, break off, resume and go beside one another.
 
 Each client says an utterance of its own; its finals are compared, word for word, with those of the utterance
-recognised alone. The last line of the output is one JSON object; the exit code is 1 if any final differed.
+recognised alone. The last line of the output is one JSON object; the exit code is 1 if any final differed or
+a client met an error that it had not asked for.
 
 Run as ``python -m benchmarks.crosstalk --manifest M.jsonl --streams 32 --visits 96``.
 """
@@ -75,12 +76,19 @@ def main() -> int:
     except ForesoundError as error:
         print(f"crosstalk: {error}", file=sys.stderr)
         return 2
-    for wrong in tally.wrong:
-        print(f"wrong: {wrong}")
+    for name, texts in (("wrong", tally.wrong), ("failed", tally.failed)):
+        for text in texts:
+            print(f"{name}: {text}")
     numbers: dict[str, Any] = {"streams": args.streams, "clips": len(clips), "visits": tally.n_visits}
-    numbers |= {"cuts": tally.n_cuts, "full": tally.n_full, "wrong": len(tally.wrong), "seconds": took_s}
+    numbers |= {
+        "cuts": tally.n_cuts,
+        "full": tally.n_full,
+        "wrong": len(tally.wrong),
+        "failed": len(tally.failed),
+        "seconds": took_s,
+    }
     print(json.dumps(numbers | {"speed": args.speed, "manifest": args.manifest.name, **machine()}))
-    return 1 if tally.wrong else 0
+    return 1 if tally.wrong or tally.failed else 0
 
 
 if __name__ == "__main__":

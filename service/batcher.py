@@ -213,6 +213,11 @@ class Batcher:
         self._lanes = [_Lane(recognizer, self._pool, self._second, count) for _ in range(n_lanes)]
 
     @property
+    def n_lanes(self) -> int:
+        """Ticks that may run at a time."""
+        return len(self._lanes)
+
+    @property
     def n_used(self) -> int:
         """Slots in use."""
         return self.n_slots - self._pool.n_free

@@ -54,6 +54,10 @@ class BatcherLike(Protocol):
         """Streams at a time."""
 
     @property
+    def n_lanes(self) -> int:
+        """Ticks that may run at a time."""
+
+    @property
     def n_used(self) -> int:
         """Streams now."""
 

@@ -37,6 +37,7 @@ def test_a_lane_that_fails(
 
     async def work() -> tuple[list[Any], float, int]:
         async with serving(tiny_recognizer, n_slots=4, n_lanes=2) as (server, batcher):
+            assert await metric(server, "lanes") == 2
             broken.append(batcher._lanes[0].thread)
             # Lanes take turns: the first and the third stream are the broken one's.
             results = await asyncio.gather(*(stream(server, clip) for clip in (*clips, clips[0])))
