@@ -450,8 +450,10 @@ class _Lane:
         work.out.put(outputs)
 
     def _fail(self, work: _Work, error: Exception) -> None:
-        """End one stream; nobody else is concerned. Say what was committed, and free the slot."""
-        _log.error("a stream failed", exc_info=error)
+        """End one stream; nobody else is concerned. Say what was committed, and free the slot.
+
+        Whoever has the stream is told of the error, and logs it with the name of its session.
+        """
         outputs: list[Output] = []
         with contextlib.suppress(Exception):  # what broke the stream may have broken its transcript
             outputs += work.stream.transcript.segments[work.n_finals :]

@@ -32,10 +32,10 @@ def test_exception_in_the_model_for_one_stream(
 
     fault = Fault(decoder.step, RuntimeError("cannot be computed"), when=is_hit)
 
-    async def work() -> tuple[list[Any], float, float, int]:
+    async def work() -> tuple[list[Any], float, float, int, str]:
         async with serving(tiny_recognizer) as (server, batcher):
             async with connected(server) as client:
-                await client.start()
+                session = (await client.start())["session"]
                 culprit.append(batcher._lanes[0]._works[0].state.cross)
                 monkeypatch.setattr(decoder, "step", fault)
                 reading = asyncio.create_task(client.rest())
@@ -46,16 +46,17 @@ def test_exception_in_the_model_for_one_stream(
                 assert client.websocket.close_code == 4500
             results = [hit, *[await other for other in others]]
             ended = await metric(server, 'sessions_ended_total{cause="model_error"}')
-            return results, ended, await metric(server, "crashes_total"), batcher.n_used
+            return results, ended, await metric(server, "crashes_total"), batcher.n_used, session
 
-    (hit, *others), ended, crashes, n_used = run(work)
+    (hit, *others), ended, crashes, n_used, session = run(work)
     assert fault.n_failed and (ended, crashes, n_used) == (1, 0, 0)
     assert hit[-1]["code"] == "model_error" and "cannot be computed" not in hit[-1]["message"]
     partials = [each["committed"] for each in hit if each["type"] == "partial" and each["committed"].strip()]
     assert not partials or finals(hit)[-1] == partials[-1].strip()
     assert [finals(other) for other in others] == expected[1:]
     logged = [record for record in caplog.records if record.levelno >= logging.ERROR]
-    assert len(logged) == 1 and logged[0].exc_info
+    assert len(logged) == 1 and logged[0].exc_info and "cannot be computed" in str(logged[0].exc_info[1])
+    assert logged[0].session == session and session in logged[0].getMessage()
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
