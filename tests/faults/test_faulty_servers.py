@@ -267,7 +267,7 @@ def in_network(setup: str, talk: str) -> None:
     assert result.returncode == 0, result.stderr[-2000:]
 
 
-@pytest.mark.parametrize(("talk", "setup"), [("netem", NETEM), ("packets", TUN)])
+@pytest.mark.parametrize(("talk", "setup"), [("netem", NETEM), ("packets", TUN)], ids=["netem", "packets"])
 def test_lossy_network(talk: str, setup: str) -> None:
     """Packets lost, delayed, doubled and out of order, by the kernel or by us: late, and every word there."""
     in_network(setup, talk)
