@@ -170,8 +170,9 @@ def _read_card(folder: Path, *, weights_hash: str) -> AdapterCard:
 def _load(model: Whisper, folder: Path, *, trainable: bool) -> PeftModel:
     """Put the folder's layers into ``model`` in place."""
     try:
+        saved = load_file(folder / WEIGHTS_FILE)  # first: without this file peft would look for a pickled one
         wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-        _check_complete(wrapped, load_file(folder / WEIGHTS_FILE))
+        _check_complete(wrapped, saved)
     except AdapterError:
         raise
     except Exception as error:  # peft and safetensors raise many kinds for damaged files

@@ -1,7 +1,8 @@
 """Does every stream get its own words? Many at once come, break off, resume and go beside one another.
 
 Each client says an utterance of its own; its finals are compared, word for word, with those of the utterance
-recognised alone. The last line of the output is one JSON object; the exit code is 1 if any final differed.
+recognised alone. The last line of the output is one JSON object; the exit code is 1 if any final differed or
+a client met an error that it had not asked for.
 
 Run as ``python -m benchmarks.crosstalk --manifest M.jsonl --streams 32 --visits 96``.
 """
@@ -15,41 +16,15 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from asr import ForesoundError, Recognizer
 from benchmarks.machine import machine
 from benchmarks.server import ServerProcess
-from benchmarks.soak import RESUME_S, to_pcm
+from benchmarks.soak import RESUME_S
 from benchmarks.soak_load import Clip, Tally, visit
-from training.manifest import load_audio, read_manifest
-
-
-def lone_clips(recognizer: Recognizer, manifest: Path, *, n_clips: int, max_s: float) -> list[Clip]:
-    """Recognise utterances of different texts, each in a stream of its own.
-
-    Args:
-        recognizer: The server's model.
-        manifest: Of utterances.
-        n_clips: How many, at most.
-        max_s: Longest one.
-    """
-    short = (each for each in read_manifest(manifest) if each.duration_s <= max_s)
-    clips: dict[tuple[str, ...], Clip] = {}
-    for utterance in islice(short, 2 * n_clips):
-        pcm = to_pcm(load_audio(utterance))
-        stream = recognizer.stream()
-        stream.feed(np.frombuffer(pcm, np.int16))
-        stream.finish()
-        texts = tuple(segment.text for segment in stream.transcript.segments)
-        clips.setdefault(texts, Clip(pcm, texts))
-        if len(clips) == n_clips:
-            break
-    return list(clips.values())
+from benchmarks.soak_speech import utterance_clips
 
 
 async def churn(url: str, clips: Sequence[Clip], *, n_streams: int, n_visits: int, speed: float) -> Tally:
@@ -87,7 +62,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         recognizer = Recognizer.load(args.model)
-        clips = lone_clips(recognizer, args.manifest, n_clips=args.streams, max_s=args.max_s)
+        clips = utterance_clips(recognizer, args.manifest, n_clips=args.streams, max_s=args.max_s)
         # Sessions that vanish keep their places for a while.
         max_streams, options = 2 * args.streams, ("--resume-s", str(RESUME_S))
         with ServerProcess(
@@ -101,12 +76,19 @@ def main() -> int:
     except ForesoundError as error:
         print(f"crosstalk: {error}", file=sys.stderr)
         return 2
-    for wrong in tally.wrong:
-        print(f"wrong: {wrong}")
+    for name, texts in (("wrong", tally.wrong), ("failed", tally.failed)):
+        for text in texts:
+            print(f"{name}: {text}")
     numbers: dict[str, Any] = {"streams": args.streams, "clips": len(clips), "visits": tally.n_visits}
-    numbers |= {"cuts": tally.n_cuts, "full": tally.n_full, "wrong": len(tally.wrong), "seconds": took_s}
+    numbers |= {
+        "cuts": tally.n_cuts,
+        "full": tally.n_full,
+        "wrong": len(tally.wrong),
+        "failed": len(tally.failed),
+        "seconds": took_s,
+    }
     print(json.dumps(numbers | {"speed": args.speed, "manifest": args.manifest.name, **machine()}))
-    return 1 if tally.wrong else 0
+    return 1 if tally.wrong or tally.failed else 0
 
 
 if __name__ == "__main__":

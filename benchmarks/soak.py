@@ -27,13 +27,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-import soundfile
-import soxr
 
-from asr import SAMPLE_RATE, ForesoundError, Recognizer
+from asr import ForesoundError, Recognizer
 from benchmarks.machine import machine
 from benchmarks.server import ServerProcess
-from benchmarks.soak_load import BYTES_PER_S, Clip, Speaker, Tally, visit
+from benchmarks.soak_load import BYTES_PER_S, FAULTS, Clip, Speaker, Tally, visit
+from benchmarks.soak_speech import cut_clips, long_speech, read_audio, to_pcm, utterance_clips
+from training.manifest import read_manifest
+from training.metrics import count_edits
 
 MAX_GROWTH = 0.02
 WARM_UP = 0.2  # of the time
@@ -42,7 +43,7 @@ RESUME_S = 15.0  # a short one: sessions that nobody comes back to are gone by t
 GROWING = ("rss_mb", "fds", "tasks", "threads", "slots")
 _AUDIO = Path(__file__).parents[1] / "tests" / "fixtures" / "jfk.flac"
 _QUIET_S = 120.0  # for a round's last sessions to be gone, also on a busy machine
-_CLIP_S = 3.0
+_MAX_CLIP_S, _N_CLIPS = 6.0, 24  # of a manifest's utterances
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ class Sample:
     end_p50_ms: float
     """From a client's stop to done."""
     end_p95_ms: float
+    word_ms: float
+    """From the arrival of a word's end to the word, committed; mean of the round, in all streams."""
+    tick_ms: float
+    """What a step of the model took; mean of the round."""
     long_min: float
     """Audio that the long stream has sent, in minutes."""
 
@@ -69,6 +74,7 @@ class Soak:
     Attributes:
         tally: What the clients met.
         samples: One for each quiet moment.
+        faults: Of the server, seen from outside, in words.
     """
 
     def __init__(
@@ -88,6 +94,8 @@ class Soak:
         self._chance = random.Random(8)
         self.tally = Tally()
         self.samples: list[Sample] = []
+        self.faults: list[str] = []
+        self._histograms: dict[str, tuple[float, float]] = {}
 
     async def run(self, *, seconds: float, long_audio: bytes, long_speed: float) -> Speaker:
         """Load the server.
@@ -102,21 +110,30 @@ class Soak:
         """
         began = time.perf_counter()
         long = Speaker(self._url, long_audio, speed=long_speed)
-        speaking = asyncio.create_task(long.speak())
+        speaking = asyncio.create_task(long.speak_for_long())
         while (at_s := time.perf_counter() - began) < seconds:
             ends_at = time.perf_counter() + min(self._round_s, seconds - at_s)
             await asyncio.gather(*(self._come_and_go(ends_at) for _ in range(self._n_clients)))
             n_left = 0 if speaking.done() else 1
-            await self._wait(lambda page, n_left=n_left: page["foresound_sessions"] <= n_left)
-            self.samples.append(await self._sample(time.perf_counter() - began, long))
+            try:
+                await self._wait(lambda page, n_left=n_left: _held(page) <= n_left)
+                self.samples.append(await self._sample(time.perf_counter() - began, long))
+            except FAULTS as fault:
+                self.faults.append(f"{time.perf_counter() - began:.0f} s: {fault}")
+                print(self.faults[-1], file=sys.stderr, flush=True)
+                continue
             print(format_sample(self.samples[-1]), file=sys.stderr, flush=True)
         long.hush()
         await speaking
         return long
 
     async def at_rest(self) -> dict[str, float]:
-        """What the server holds when nobody is left."""
-        return await self._wait(lambda page: page["foresound_sessions"] == page["foresound_slots_used"] == 0)
+        """Return what the server holds when nobody is left; nothing if it does not answer."""
+        try:
+            return await self._wait(lambda page: _held(page) == 0)
+        except FAULTS as fault:
+            self.faults.append(f"at rest: {fault}")
+            return {}
 
     async def _come_and_go(self, ends_at: float) -> None:
         while time.perf_counter() < ends_at:
@@ -146,8 +163,17 @@ class Soak:
             sessions=int(page["foresound_sessions"]),
             end_p50_ms=float(np.percentile(ends, 50)),
             end_p95_ms=float(np.percentile(ends, 95)),
+            word_ms=self._mean_ms("foresound_word_latency_seconds", page),
+            tick_ms=self._mean_ms("foresound_tick_seconds", page),
             long_min=long.n_bytes / BYTES_PER_S / 60,
         )
+
+    def _mean_ms(self, name: str, page: dict[str, float]) -> float:
+        """Return a histogram's mean since it was asked for last."""
+        seconds, n_values = page[f"{name}_sum"], page[f"{name}_count"]
+        earlier_s, n_earlier = self._histograms.get(name, (0.0, 0.0))
+        self._histograms[name] = seconds, n_values
+        return 1000 * (seconds - earlier_s) / max(1.0, n_values - n_earlier)
 
 
 def read_metrics(url: str) -> dict[str, float]:
@@ -162,6 +188,10 @@ def read_metrics(url: str) -> dict[str, float]:
     return {
         name: float(value) for name, value in (line.split() for line in lines if re.match(r"\w+ \S+$", line))
     }
+
+
+def _held(page: dict[str, float]) -> float:
+    return max(page["foresound_sessions"], page["foresound_slots_used"])
 
 
 def growth(samples: Sequence[Sample], name: str, *, warm_up_s: float) -> float:
@@ -180,67 +210,45 @@ def growth(samples: Sequence[Sample], name: str, *, warm_up_s: float) -> float:
     return last / first - 1 if first else last
 
 
-def lone_clips(recognizer: Recognizer, samples: np.ndarray) -> list[Clip]:
-    """Cut a recording into clips, and recognise each in a stream of its own.
-
-    Args:
-        recognizer: The server's model.
-        samples: float32 at 16 kHz, ``[N]``.
-    """
-    clips = []
-    for start in range(0, len(samples) - int(_CLIP_S * SAMPLE_RATE), SAMPLE_RATE // 2):
-        pcm = to_pcm(samples[start : start + int(_CLIP_S * SAMPLE_RATE)])
-        stream = recognizer.stream()
-        stream.feed(np.frombuffer(pcm, np.int16))
-        stream.finish()
-        clips.append(Clip(pcm, tuple(segment.text for segment in stream.transcript.segments)))
-    return clips
-
-
-def to_pcm(samples: np.ndarray) -> bytes:
-    """Return samples as clients send them.
-
-    Args:
-        samples: float32 at 16 kHz, ``[N]``.
-    """
-    return (np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
-
-
-def _read_audio(path: Path) -> np.ndarray:
-    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    return soxr.resample(samples.mean(axis=1), rate, SAMPLE_RATE)
-
-
 def format_sample(sample: Sample) -> str:
     """Return a sample as a line for people."""
     return (
         f"{sample.at_s:7.0f} s  {sample.rss_mb:7.1f} MB  {sample.fds:4d} files  {sample.tasks:4d} tasks  "
         f"{sample.threads:4d} threads  {sample.slots:3d} slots  stop to done {sample.end_p50_ms:5.0f} ms "
-        f"(p95 {sample.end_p95_ms:5.0f})  long stream {sample.long_min:6.1f} min"
+        f"(p95 {sample.end_p95_ms:5.0f})  words {sample.word_ms:4.0f} ms  long {sample.long_min:5.1f} min"
     )
 
 
 def report(soak: Soak, long: Speaker, at_rest: dict[str, float], *, warm_up_s: float) -> dict[str, Any]:
-    """Return all numbers.
+    """Return all numbers, also those of a run that failed.
 
     Args:
         soak: Has run.
         long: Its long stream.
-        at_rest: The metrics after everybody has left.
+        at_rest: The metrics after everybody has left; empty if the server did not tell them.
         warm_up_s: What growth leaves out.
     """
-    grown = {name: growth(soak.samples, name, warm_up_s=warm_up_s) for name in (*GROWING, "end_p50_ms")}
+    faults = list(soak.faults)
+    grown: dict[str, float] = {}
+    try:
+        for name in (*GROWING, "end_p50_ms", "word_ms"):
+            grown[name] = growth(soak.samples, name, warm_up_s=warm_up_s)
+    except ForesoundError as fault:
+        faults.append(str(fault))
     return {
         "growth": grown,
         "visits": soak.tally.n_visits,
         "cuts": soak.tally.n_cuts,
         "full": soak.tally.n_full,
         "wrong": soak.tally.wrong,
+        "failed": soak.tally.failed,
+        "faults": faults,
         "long_minutes": long.n_bytes / BYTES_PER_S / 60,
         "long_words": len(" ".join(long.texts).split()),
         "long_done": long.end_s is not None,
-        "slots_at_rest": at_rest["foresound_slots_used"],
-        "crashes": at_rest["foresound_crashes_total"],
+        "long_broken": long.broken,
+        "slots_at_rest": at_rest.get("foresound_slots_used"),
+        "crashes": at_rest.get("foresound_crashes_total"),
         "warm_up_s": warm_up_s,
         "samples": [asdict(each) for each in soak.samples],
     }
@@ -248,51 +256,82 @@ def report(soak: Soak, long: Speaker, at_rest: dict[str, float], *, warm_up_s: f
 
 def is_good(numbers: dict[str, Any]) -> bool:
     """Tell whether a report shows no leak, no wrong final and no fault."""
-    grown = any(numbers["growth"][name] >= MAX_GROWTH for name in GROWING)
-    return not (grown or numbers["wrong"] or numbers["crashes"] or numbers["slots_at_rest"])
+    grown = any(numbers["growth"].get(name, np.inf) >= MAX_GROWTH for name in GROWING)
+    bad = any(numbers[name] for name in ("wrong", "failed", "faults", "long_broken"))
+    at_rest = numbers["crashes"] == numbers["slots_at_rest"] == 0
+    return at_rest and numbers["long_done"] and not (grown or bad)
 
 
 def main() -> int:
     """Command line of ``python -m benchmarks.soak``."""
-    parser = argparse.ArgumentParser(description="Growth of a server under clients that come and go.")
-    parser.add_argument("--minutes", type=float, default=60.0, help="how long (default: 60)")
-    parser.add_argument("--long-hours", type=float, default=2.0, help="of the long stream (default: 2)")
-    parser.add_argument("--clients", type=int, default=3, help="at a time (default: 3)")
-    parser.add_argument("--speed", type=float, default=3.0, help="of a client against speech (default: 3)")
-    parser.add_argument("--round-s", type=float, default=20.0, help="between two samples (default: 20)")
-    parser.add_argument("--audio", type=Path, default=_AUDIO, help="speech to cut clips from")
-    parser.add_argument("--model", default="tiny.en", help="checkpoint name or path (default: tiny.en)")
-    parser.add_argument("--threads", type=int, help="of the model")
-    parser.add_argument("--plot", type=Path, help="draw the samples there")
-    args = parser.parse_args()
+    args = _parse_arguments()
     try:
-        samples = _read_audio(args.audio)
-        clips = lone_clips(Recognizer.load(args.model), samples)
-        once = to_pcm(samples)
-        long_audio = once * max(1, round(args.long_hours * 3600 * BYTES_PER_S / len(once)))
+        clips, long_audio, said = _speech(args)
         options = ("--resume-s", str(RESUME_S), "--session-s", "86400")
         with ServerProcess(
             model=args.model, max_streams=args.clients + 4, threads=args.threads, options=options
         ) as server:
             soak = Soak(server.url, clips, n_clients=args.clients, speed=args.speed, round_s=args.round_s)
             seconds = 60 * args.minutes
-            long_speed = SPREAD * 3600 * args.long_hours / seconds
+            long_speed = SPREAD * len(long_audio) / BYTES_PER_S / seconds
             long, at_rest = asyncio.run(_run(soak, seconds, long_audio, long_speed))
-        numbers = report(soak, long, at_rest, warm_up_s=WARM_UP * seconds)
+            cpu_s = server.cpu_s
     except ForesoundError as error:
         print(f"soak: {error}", file=sys.stderr)
         return 2
+    numbers = report(soak, long, at_rest, warm_up_s=WARM_UP * seconds) | {"server_cpu_s": cpu_s}
+    if said:
+        numbers["long_wer"] = count_edits(said, hypothesis=" ".join(long.texts)).wer
+    _show(numbers)
+    settings = {"minutes": args.minutes, "clients": args.clients, "speed": args.speed, "model": args.model}
+    print(json.dumps(settings | numbers | machine()))
+    if args.plot and numbers["samples"]:
+        from benchmarks.soak_plot import draw
+
+        draw(numbers["samples"], warm_up_s=numbers["warm_up_s"], path=args.plot)
+    return 0 if is_good(numbers) else 1
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Growth of a server under clients that come and go.")
+    parser.add_argument("--minutes", type=float, default=60.0, help="how long (default: 60)")
+    parser.add_argument("--long-hours", type=float, default=2.0, help="of the long stream (default: 2)")
+    parser.add_argument("--clients", type=int, default=3, help="at a time (default: 3)")
+    parser.add_argument("--speed", type=float, default=3.0, help="of a client against speech (default: 3)")
+    parser.add_argument("--round-s", type=float, default=20.0, help="between two samples (default: 20)")
+    speech = parser.add_mutually_exclusive_group()
+    speech.add_argument("--audio", type=Path, default=_AUDIO, help="speech to cut clips from, and to repeat")
+    speech.add_argument("--manifest", type=Path, help="utterances to say instead, JSON lines with texts")
+    parser.add_argument("--model", default="tiny.en", help="checkpoint name or path (default: tiny.en)")
+    parser.add_argument("--threads", type=int, help="of the model")
+    parser.add_argument("--plot", type=Path, help="draw the samples there")
+    return parser.parse_args()
+
+
+def _speech(args: argparse.Namespace) -> tuple[list[Clip], bytes, str]:
+    """Return the clips, the long stream's audio, and what is said in it if that is known."""
+    import torch
+
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    recognizer = Recognizer.load(args.model)
+    if args.manifest:
+        clips = utterance_clips(recognizer, args.manifest, n_clips=_N_CLIPS, max_s=_MAX_CLIP_S)
+        utterances = [each for each in read_manifest(args.manifest) if each.text is not None]
+        return clips, *long_speech(utterances, hours=args.long_hours)
+    samples = read_audio(args.audio)
+    once = to_pcm(samples)
+    times = max(1, round(args.long_hours * 3600 * BYTES_PER_S / len(once)))
+    return cut_clips(recognizer, samples), once * times, ""
+
+
+def _show(numbers: dict[str, Any]) -> None:
     for name, part in numbers["growth"].items():
         print(f"{name:12} {part:+.2%} after the warm-up")
     print(f"visits {numbers['visits']}, {numbers['cuts']} cuts resumed, {len(numbers['wrong'])} wrong finals")
     print(f"long stream: {numbers['long_minutes']:.1f} minutes, {numbers['long_words']} words")
-    if args.plot:
-        from benchmarks.soak_plot import draw
-
-        draw(numbers["samples"], warm_up_s=numbers["warm_up_s"], path=args.plot)
-    settings = {"minutes": args.minutes, "clients": args.clients, "speed": args.speed, "model": args.model}
-    print(json.dumps(settings | numbers | machine()))
-    return 0 if is_good(numbers) else 1
+    for name in ("wrong", "failed", "faults", "long_broken"):
+        for what in numbers[name]:
+            print(f"{name}: {what}")
 
 
 async def _run(

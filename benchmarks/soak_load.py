@@ -11,13 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
-from asr import SAMPLE_RATE
+from asr import SAMPLE_RATE, ForesoundError
 
 BYTES_PER_S = 2 * SAMPLE_RATE
 _BLOCK = BYTES_PER_S // 10
 _RETRY_S = 0.5
+_MAX_BROKEN = 20
+FAULTS = (OSError, TimeoutError, WebSocketException, ForesoundError)
+"""What a client may meet; everything else is a mistake of the benchmark."""
 _VISITS = {"whole": 12, "cut": 5, "vanish": 2, "garbage": 1}  # how often each kind comes
 
 
@@ -43,6 +46,7 @@ class Tally:
         n_cuts: Connections broken and resumed.
         n_full: Handshakes refused because all places were taken; they were tried again.
         wrong: Finals that were not those of the clip alone, as "expected | got".
+        failed: Visits that ended in an error nobody asked for, in words.
         end_ms: From the stop message to done, since this was last emptied.
     """
 
@@ -50,6 +54,7 @@ class Tally:
     n_cuts: int = 0
     n_full: int = 0
     wrong: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
     end_ms: list[float] = field(default_factory=list)
 
 
@@ -60,6 +65,7 @@ class Speaker:
         n_bytes: Sent so far.
         texts: Of the finals so far.
         end_s: From stop to done; None before.
+        broken: Why the long stream had to resume, in words.
     """
 
     def __init__(self, url: str, data: bytes, *, speed: float | None) -> None:
@@ -78,6 +84,7 @@ class Speaker:
         self._is_hushed = False
         self.n_bytes = 0
         self.end_s: float | None = None
+        self.broken: list[str] = []
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -100,6 +107,8 @@ class Speaker:
         async with connect(self._url + query, compression=None, ping_interval=None) as websocket:
             await websocket.send(json.dumps({"type": "start", "interim": False} | self._resume))
             ready = json.loads(await websocket.recv())
+            if ready["type"] != "ready":
+                raise ForesoundError(f"the server did not begin: {ready}")
             self._resume = {
                 "resume_token": ready["resume_token"],
                 "last_seq": self._resume.get("last_seq", 0),
@@ -111,14 +120,27 @@ class Speaker:
                 websocket.transport.abort()
             await reading
 
+    async def speak_for_long(self) -> None:
+        """Speak to the end, and resume what the network or a fault breaks off."""
+        while self.end_s is None and len(self.broken) < _MAX_BROKEN:
+            try:
+                await self.speak()
+                if self.end_s is None:
+                    self.broken.append("the connection ended without done")
+            except FAULTS as fault:
+                self.broken.append(f"{type(fault).__name__}: {fault}")
+                await asyncio.sleep(_RETRY_S)
+
     async def _send(self, websocket: ClientConnection, start: int, until: int | None) -> None:
         end = len(self._data) if until is None else min(until, len(self._data))
-        for position in range(start, end, _BLOCK):
+        began = time.perf_counter()
+        for n_sent, position in enumerate(range(start, end, _BLOCK)):
             if self._is_hushed:
                 break
+            # By the clock, not from block to block: what a busy machine delays is caught up.
+            await asyncio.sleep(max(0.0, began + n_sent * self._block_s - time.perf_counter()))
             await websocket.send(self._data[position : min(position + _BLOCK, end)])
             self.n_bytes = min(position + _BLOCK, end)
-            await asyncio.sleep(self._block_s)
         if until is None:
             self._stopped_at = time.perf_counter()
             await websocket.send(json.dumps({"type": "stop"}))
@@ -157,10 +179,11 @@ async def visit(url: str, clip: Clip, chance: random.Random, tally: Tally, *, sp
                 await speaker.speak(until=position)
                 tally.n_cuts += 1
             await speaker.speak()
-    except InvalidStatus as refused:
-        if refused.response.status_code != 503:
-            raise
-        tally.n_full += 1
+    except FAULTS as fault:
+        if isinstance(fault, InvalidStatus) and fault.response.status_code == 503:
+            tally.n_full += 1
+        else:
+            tally.failed.append(f"{kind}: {type(fault).__name__}: {fault}")
         await asyncio.sleep(_RETRY_S)
         return
     tally.n_visits[kind] += 1

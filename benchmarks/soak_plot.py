@@ -12,9 +12,10 @@ _PANELS = (
     ("file descriptors", ("fds",)),
     ("tasks and threads", ("tasks", "threads")),
     ("slots in use", ("slots",)),
-    ("from stop to done, ms", ("end_p50_ms", "end_p95_ms")),
+    ("latency, ms of the wall clock", ("end_p50_ms", "word_ms")),
     ("the long stream, minutes of audio", ("long_min",)),
 )
+_LEGENDS = {"end_p50_ms": "from stop to done (p50)", "word_ms": "from a word's end to the word (mean)"}
 
 
 def draw(samples: Sequence[dict[str, Any]], *, warm_up_s: float, path: Path) -> None:
@@ -33,11 +34,13 @@ def draw(samples: Sequence[dict[str, Any]], *, warm_up_s: float, path: Path) -> 
         axes.axvspan(0, warm_up_s / 60, color="#f0f3f5")
         for name, colour in zip(names, (BLUE, RED), strict=False):
             values = [each[name] for each in samples]
-            axes.plot(minutes, values, color=colour, linewidth=1.5, marker=".", label=name.replace("_", " "))
+            axes.plot(
+                minutes, values, color=colour, linewidth=1.5, marker=".", label=_LEGENDS.get(name, name)
+            )
         if len(names) > 1:
             axes.legend(frameon=False, fontsize="small")
         axes.set_title(title, fontsize="medium", color=INK)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
         axes.grid(color="#e6eaed")
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("minutes", color=GREY)

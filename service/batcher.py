@@ -38,6 +38,7 @@ from service.admission import Tick
 from service.intake import Intake, Samples, open_intake
 from service.stream_settings import AudioFormat, Failed, Finished, Flushed, Output, Progress, StreamSettings
 
+_LAST_TICK_S = 10.0  # for the running ticks to end when the batcher stops; one that is stuck never does
 _MAX_PENDING = 10 * SAMPLE_RATE  # samples of one stream; far more than a step takes
 
 _T = TypeVar("_T")
@@ -212,6 +213,11 @@ class Batcher:
         self._lanes = [_Lane(recognizer, self._pool, self._second, count) for _ in range(n_lanes)]
 
     @property
+    def n_lanes(self) -> int:
+        """Ticks that may run at a time."""
+        return len(self._lanes)
+
+    @property
     def n_used(self) -> int:
         """Slots in use."""
         return self.n_slots - self._pool.n_free
@@ -235,11 +241,14 @@ class Batcher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop each lane after its tick; streams that are still open are abandoned."""
+        """Stop each lane after its tick, unless that does not end; streams still open are abandoned."""
         for lane in self._lanes:
             lane.stop()
+        give_up_at = time.monotonic() + _LAST_TICK_S
         for lane in self._lanes:
-            await asyncio.to_thread(lane.thread.join)
+            await asyncio.to_thread(lane.thread.join, max(0.0, give_up_at - time.monotonic()))
+            if lane.thread.is_alive():
+                _log.error("a step of the model did not end; the server stops without it")
         self._second.shutdown(wait=False, cancel_futures=True)
 
     async def open(self, audio: AudioFormat, settings: StreamSettings, deliver: Deliver) -> Slot:
@@ -356,10 +365,11 @@ class _Lane:
                 slot=state,
                 **told,
             )
+            intake = open_intake(audio, on_samples=self.wake)
         except Exception:
             self._pool.give_back(state)
             raise
-        slot = Slot(self, open_intake(audio, on_samples=self.wake), stream, state, outlet)
+        slot = Slot(self, intake, stream, state, outlet)
         self._works.append(slot.work)
         return slot
 
@@ -440,8 +450,10 @@ class _Lane:
         work.out.put(outputs)
 
     def _fail(self, work: _Work, error: Exception) -> None:
-        """End one stream; nobody else is concerned. Say what was committed, and free the slot."""
-        _log.error("a stream failed", exc_info=error)
+        """End one stream; nobody else is concerned. Say what was committed, and free the slot.
+
+        Whoever has the stream is told of the error, and logs it with the name of its session.
+        """
         outputs: list[Output] = []
         with contextlib.suppress(Exception):  # what broke the stream may have broken its transcript
             outputs += work.stream.transcript.segments[work.n_finals :]

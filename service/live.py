@@ -8,14 +8,14 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from asr.errors import OptionError
+from asr.errors import AudioError, OptionError
 from service.channels import open_stream
 from service.config import Limits
 from service.messages import Command, Flush, Reply
 from service.metrics import Metrics
 from service.registry import Place
 from service.session import Action, Feed, Finish, Open, Reopen, Resume, Session, State
-from service.stream_settings import AudioFormat, Output, StreamSettings
+from service.stream_settings import AudioFormat, Failed, Output, StreamSettings
 from service.word_latency import WordLatency
 
 # Messages and flushes that may wait before the server stops reading from the client that causes them.
@@ -52,6 +52,10 @@ class BatcherLike(Protocol):
     @property
     def n_slots(self) -> int:
         """Streams at a time."""
+
+    @property
+    def n_lanes(self) -> int:
+        """Ticks that may run at a time."""
 
     @property
     def n_used(self) -> int:
@@ -254,11 +258,18 @@ class LiveSession:
     def _deliver(self, outputs: Sequence[Output]) -> None:
         try:
             for output in outputs:
+                self._log_fault(output)
                 self.session.deliver(output)
                 self._latency.told(output, now=_loop().time())
         except Exception:  # a fault of ours must not reach the batcher, which serves others
             self.crash()
         self._settle()
+
+    def _log_fault(self, output: Output) -> None:
+        if isinstance(output, Failed) and not isinstance(output.error, AudioError):
+            session = self.session
+            told = {"session": session.id, "key": self.key}
+            _log.error("session %s: its stream failed", session.id, exc_info=output.error, extra=told)
 
     def _act(self, action: Action | None) -> None:
         slot = self._slot

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any
 
 from starlette.applications import Starlette
@@ -95,7 +95,7 @@ class RestApi:
             raise self._refuse(too_often)
         request = self._bounded(request, patience_s=hub.limits.idle_s)
         async with AsyncExitStack() as stack:
-            form = await stack.enter_async_context(request.form())
+            form = await stack.enter_async_context(_form(request))
             file, asked = self._parsed(form)
             if no_room := self._doorkeeper.no_room(key):
                 raise self._refuse(no_room)
@@ -171,6 +171,23 @@ class RestApi:
     def _model(self) -> dict[str, Any]:
         name = self._doorkeeper.opening.model
         return {"id": name, "object": "model", "created": self._created, "owned_by": "foresound"}
+
+
+@asynccontextmanager
+async def _form(request: Request) -> AsyncGenerator[FormData, None]:
+    """The request's form; what is large in it is on a disk, which may be full."""
+    try:
+        form = await request.form()
+    except OSError as error:
+        _log.error("an upload could not be kept: %s", error)
+        while (await request.receive()).get("more_body"):
+            pass  # a client that is still sending would not hear the answer
+        message = "The server has no room for the recording; try again later or send a smaller one."
+        raise RequestError(message, status=507, code="server_error") from error
+    try:
+        yield form
+    finally:
+        await form.close()
 
 
 class _EventResponse(StreamingResponse):

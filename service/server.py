@@ -221,6 +221,7 @@ class Server:
         metrics.watch("streams_headroom", "Streams that would be let in.", lambda: self._registry.headroom)
         metrics.watch("slots_total", "Streams that the batcher can hold.", lambda: batcher.n_slots)
         metrics.watch("slots_used", "Streams that it holds.", lambda: batcher.n_used)
+        metrics.watch("lanes", "Ticks that may run at a time.", lambda: batcher.n_lanes)
         metrics.watch("queued_audio_seconds", "Audio received and not yet recognised.", self._queued_s)
         metrics.watch(
             "tick_age_seconds", "Time that the running tick has taken so far.", lambda: batcher.tick_age_s

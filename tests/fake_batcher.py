@@ -132,6 +132,8 @@ class FakeSlot:
 class FakeBatcher:
     """Ticks every `tick_s` while there is something to do, unless it is held."""
 
+    n_lanes = 1
+
     def __init__(self, *, n_slots: int = 8, tick_s: float = 0.0, draft: str = " d") -> None:
         self.n_slots, self._tick_s, self._draft = n_slots, tick_s, draft
         self.slots: set[FakeSlot] = set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -13,9 +13,15 @@ ROOT = Path(__file__).parents[1]
 
 
 @asynccontextmanager
-async def process(*arguments: str, port: int = 0, stderr: int = PIPE) -> AsyncIterator[tuple[Process, str]]:
-    """``foresound serve`` with the fake model, and the address that it prints."""
+async def process(
+    *arguments: str, port: int = 0, stderr: int = PIPE, within: Sequence[str] = ()
+) -> AsyncIterator[tuple[Process, str]]:
+    """``foresound serve`` with the fake model, and the address that it prints.
+
+    ``within`` is a command that runs it in surroundings of its own making.
+    """
     command = [sys.executable, "-m", "tests.fake_batcher", "serve", "--port", str(port), *arguments]
+    command = [*within, *command]
     running = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=PIPE, stderr=stderr)
     assert running.stdout
     try:

@@ -191,3 +191,20 @@ def test_logs_as_json(json_log: Any) -> None:
     assert "ValueError: one\ntwo" in fault["traceback"] and fault["level"] == "error"
     everything = json.dumps(json_log())
     assert not [each for each in (secret, token, "nobody-asked", "w0") if each in everything]
+
+
+def test_a_fault_is_logged_with_its_session(json_log: Any) -> None:
+    """A traceback says whose stream it was."""
+
+    async def talk() -> str:
+        async with serving() as server, connected(server) as client:
+            ready = await client.start()
+            await client.websocket.send(BROKEN_MODEL)
+            await client.rest()
+            return ready["session"]
+
+    session = asyncio.run(talk())
+    _, fault, ended = json_log()
+    assert (fault["session"], fault["level"], fault["key"]) == (session, "error", "anybody")
+    assert "RuntimeError: the model broke" in fault["traceback"]
+    assert (ended["session"], ended["cause"]) == (session, "model_error")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from whisper.model import Whisper
 
+from asr.adapters import WEIGHTS_FILE, AdapterCard, merge_adapter
 from asr.checkpoint import load_checkpoint
-from asr.errors import CheckpointError
+from asr.errors import AdapterError, CheckpointError
 
 ROOT = Path(__file__).parents[1]
-SOURCES = [file for name in ("asr", "service", "clients", "training") for file in (ROOT / name).rglob("*.py")]
+FOLDERS = ("asr", "service", "clients", "training", "benchmarks")
+SOURCES = [file for name in FOLDERS for file in (ROOT / name).rglob("*.py")]
 UNSAFE = (
     r"pickle\.loads?\(",
     r"allow_pickle=True",
@@ -57,4 +61,16 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     torch.save({"dims": {}, "model_state_dict": Trap(trap)}, checkpoint)
     with pytest.raises(CheckpointError):
         load_checkpoint(str(checkpoint))
+    assert not trap.exists()
+
+
+def test_an_adapter_that_would_run_code_is_refused(tmp_path: Path, tiny_model: Whisper) -> None:
+    """Pickled weights instead of safetensors: peft, which would read them, is not even asked."""
+    folder, trap = tmp_path / "adapter", tmp_path / "sprung"
+    shutil.copytree(ROOT / "asr" / "models" / "tiny.en-causal", folder)
+    (folder / WEIGHTS_FILE).unlink()
+    torch.save(Trap(trap), folder / "adapter_model.bin")
+    weights_hash = AdapterCard.read(folder).base_weights_hash
+    with pytest.raises(AdapterError, match="No such file"):
+        merge_adapter(tiny_model, folder, weights_hash=weights_hash)
     assert not trap.exists()

@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 from asyncio.subprocess import DEVNULL
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from asr.errors import ForesoundError
 from benchmarks import soak as soak_module
+from benchmarks import soak_load as soak_load_module
 from benchmarks.soak import Sample, Soak, growth, is_good, report
 from benchmarks.soak_load import BYTES_PER_S, Clip
+from benchmarks.soak_speech import long_speech
 from tests.fake_batcher import expected_texts
 from tests.processes import Address, process
+from training.manifest import read_manifest
 
 
 def sample(**values: float) -> Sample:
@@ -37,12 +42,52 @@ def test_growth_is_that_of_the_quarters() -> None:
 
 
 def test_a_leak_or_a_wrong_final_is_not_good() -> None:
-    """Each by itself."""
+    """Each by itself, and what could not be measured."""
     good: dict[str, Any] = {"growth": dict.fromkeys(soak_module.GROWING, 0.0)}
-    good |= {"wrong": [], "crashes": 0.0, "slots_at_rest": 0.0}
+    good |= {"wrong": [], "failed": [], "faults": [], "long_broken": [], "long_done": True}
+    good |= {"crashes": 0.0, "slots_at_rest": 0.0}
     assert is_good(good)
-    for worse in ({"growth": good["growth"] | {"fds": 0.05}}, {"wrong": ["a | b"]}, {"slots_at_rest": 1.0}):
-        assert not is_good(good | worse)
+    bad: list[dict[str, Any]] = [{"growth": good["growth"] | {"fds": 0.05}}, {"growth": {}}]
+    bad += [{name: ["a"]} for name in ("wrong", "failed", "faults", "long_broken")]
+    bad += [{"slots_at_rest": 1.0}, {"slots_at_rest": None}, {"crashes": 1.0}, {"long_done": False}]
+    for worse in bad:
+        assert not is_good(good | worse), worse
+
+
+def test_a_server_that_dies_is_reported(unused_tcp_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody answers: the run goes on to its end, and all that failed is in the report."""
+    monkeypatch.setattr(soak_module, "_QUIET_S", 0.1)
+    monkeypatch.setattr(soak_load_module, "_MAX_BROKEN", 2)
+    soak = Soak(unused_tcp_url, [Clip(bytes(3200), ("w",))], n_clients=2, speed=20, round_s=0.5)
+
+    async def run() -> dict[str, Any]:
+        long = await soak.run(seconds=1, long_audio=bytes(BYTES_PER_S), long_speed=10)
+        return report(soak, long, await soak.at_rest(), warm_up_s=0)
+
+    numbers = asyncio.run(asyncio.wait_for(run(), 60))
+    assert numbers["failed"] and numbers["long_broken"] and not numbers["long_done"]
+    assert "too few" in numbers["faults"][-1] and numbers["slots_at_rest"] is None
+    assert not is_good(numbers)
+
+
+@pytest.fixture
+def unused_tcp_url() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"ws://127.0.0.1:{free.getsockname()[1]}/v1/stream"
+
+
+def test_long_speech_begins_again(tmp_path: Path) -> None:
+    """Utterances in turn until it is enough, and what is said in them."""
+    import soundfile
+
+    lines = []
+    for name, seconds in (("a", 0.5), ("b", 0.25)):
+        soundfile.write(tmp_path / f"{name}.wav", np.full(int(seconds * 16_000), 0.5), 16_000)
+        lines.append(json.dumps({"audio": f"{name}.wav", "duration": seconds, "text": name}))
+    (tmp_path / "m.jsonl").write_text("\n".join(lines))
+    audio, said = long_speech(read_manifest(tmp_path / "m.jsonl"), hours=1.1 / 3600)
+    assert said == "a b a" and len(audio) == 1.25 * BYTES_PER_S
 
 
 SECONDS = float(os.environ.get("FORESOUND_SOAK_S", "8"))

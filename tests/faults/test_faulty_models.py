@@ -6,87 +6,18 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from asr.events import SAMPLE_RATE
 from asr.recognizer import Recognizer
 from asr.second_pass import PendingFinal
 from service import server as server_module
-from service.batcher import Batcher
-from service.config import Limits, ServerConfig
 from service.intake import PlainIntake
-from service.server import Server
-from tests.serving import Client, connected, finals, get, kinds, metric
-
-LIMIT_S = 60.0
-BLOCK = 2 * SAMPLE_RATE // 10
-
-
-@contextlib.asynccontextmanager
-async def serving(recognizer: Recognizer, *, n_slots: int = 3) -> AsyncIterator[tuple[Server, Batcher]]:
-    """A server with the real batcher."""
-    config = ServerConfig(port=0, limits=Limits(max_streams=n_slots))
-    async with Server(config) as server, Batcher(recognizer, n_slots=n_slots) as batcher:
-        server.open_for(batcher, model=recognizer.name)
-        yield server, batcher
-        await server.close()
-
-
-def pcm(samples: np.ndarray) -> bytes:
-    return (np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
-
-
-def alone(recognizer: Recognizer, data: bytes) -> list[str]:
-    stream = recognizer.stream()
-    stream.feed(np.frombuffer(data, np.int16))
-    stream.finish()
-    return [segment.text for segment in stream.transcript.segments]
-
-
-async def say(client: Client, data: bytes) -> None:
-    for start in range(0, len(data), BLOCK):
-        await client.websocket.send(data[start : start + BLOCK])
-        await asyncio.sleep(0.002)
-
-
-async def stream(server: Server, data: bytes) -> list[dict[str, Any]]:
-    """All messages of a stream from start to close."""
-    async with connected(server) as client:
-        await client.start()
-        reading = asyncio.create_task(client.rest())
-        with contextlib.suppress(Exception):  # a stream that fails takes no more
-            await say(client, data)
-            await client.send("stop")
-        return await reading
-
-
-def run(work: Callable[[], Any]) -> Any:
-    return asyncio.run(asyncio.wait_for(work(), LIMIT_S))
-
-
-@pytest.fixture
-def clips(jfk: np.ndarray) -> list[bytes]:
-    """Three different ones."""
-    return [pcm(jfk[int(start * SAMPLE_RATE) :][: 5 * SAMPLE_RATE // 2]) for start in (0, 3.2, 6)]
-
-
-class Fault:
-    """Makes a function fail for a while, and counts how often it did."""
-
-    def __init__(self, function: Callable[..., Any], error: Exception, *, when: Callable[..., bool]) -> None:
-        self._function, self._error, self._when = function, error, when
-        self.n_failed = 0
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._when(*args, **kwargs):
-            self.n_failed += 1
-            raise self._error
-        return self._function(*args, **kwargs)
+from tests.faults.recognising import LIMIT_S, Fault, alone, run, say, serving, stream
+from tests.serving import connected, finals, get, kinds, metric
 
 
 def test_exception_in_the_model_for_one_stream(
@@ -101,10 +32,10 @@ def test_exception_in_the_model_for_one_stream(
 
     fault = Fault(decoder.step, RuntimeError("cannot be computed"), when=is_hit)
 
-    async def work() -> tuple[list[Any], float, float, int]:
+    async def work() -> tuple[list[Any], float, float, int, str]:
         async with serving(tiny_recognizer) as (server, batcher):
             async with connected(server) as client:
-                await client.start()
+                session = (await client.start())["session"]
                 culprit.append(batcher._lanes[0]._works[0].state.cross)
                 monkeypatch.setattr(decoder, "step", fault)
                 reading = asyncio.create_task(client.rest())
@@ -115,16 +46,17 @@ def test_exception_in_the_model_for_one_stream(
                 assert client.websocket.close_code == 4500
             results = [hit, *[await other for other in others]]
             ended = await metric(server, 'sessions_ended_total{cause="model_error"}')
-            return results, ended, await metric(server, "crashes_total"), batcher.n_used
+            return results, ended, await metric(server, "crashes_total"), batcher.n_used, session
 
-    (hit, *others), ended, crashes, n_used = run(work)
+    (hit, *others), ended, crashes, n_used, session = run(work)
     assert fault.n_failed and (ended, crashes, n_used) == (1, 0, 0)
     assert hit[-1]["code"] == "model_error" and "cannot be computed" not in hit[-1]["message"]
     partials = [each["committed"] for each in hit if each["type"] == "partial" and each["committed"].strip()]
     assert not partials or finals(hit)[-1] == partials[-1].strip()
     assert [finals(other) for other in others] == expected[1:]
     logged = [record for record in caplog.records if record.levelno >= logging.ERROR]
-    assert len(logged) == 1 and logged[0].exc_info
+    assert len(logged) == 1 and logged[0].exc_info and "cannot be computed" in str(logged[0].exc_info[1])
+    assert logged[0].session == session and session in logged[0].getMessage()
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])

@@ -27,6 +27,31 @@ def _texts(*messages: dict[str, object]) -> list[str | bytes]:
     return [json.dumps(message) for message in messages]
 
 
+def _form(stream: str) -> bytes:
+    """A form up to the recording's first byte."""
+    fields = {"model": "a", "stream": stream, "response_format": "json", "keywords[]": "a"}
+    parts = [
+        f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{fields[name]}\r\n' for name in fields
+    ]
+    file = '--b\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+    return "".join([*parts, file]).encode()
+
+
+def _head(path: str) -> bytes:
+    """Of a websocket's handshake."""
+    fields = {
+        "Host": "127.0.0.1",
+        "Origin": "http://127.0.0.1",
+        "Upgrade": "websocket",
+        "Connection": "Upgrade",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version": "13",
+        "Authorization": "Bearer alpha",
+    }
+    lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
 def recordings() -> dict[str, list[bytes]]:
     """By target; the first byte of those that arrive in pieces is the pieces' size."""
     flac, ogg = _sound("FLAC", "PCM_16"), _sound("OGG", "OPUS")
@@ -91,6 +116,12 @@ def conversations() -> dict[str, list[bytes]]:
         "vosk": [join_frames([vosk[0], _AUDIO, vosk[1]])],
         "server_messages": [join_frames(server)],
         "rest_fields": [b"model=a&language=en&response_format=json&stream=true&keywords[]=a&temperature=0"],
+        "rest_body": [
+            b"\x02" + _form(stream) + _sound("WAV", "PCM_16") + b"\r\n--b--\r\n" for stream in ("1", "0")
+        ],
+        "handshake": [
+            _head(path) for path in ("/v1/stream?token=alpha", "/v1/listen?encoding=linear16", "/")
+        ],
         "tokens": [b"# comment\nalpha\n\n  beta \n", b"\xff\n"],
     }
 

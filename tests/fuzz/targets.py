@@ -6,6 +6,7 @@ Hypothesis calls them with data of its own making, atheris with what its coverag
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import tempfile
@@ -14,9 +15,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs
 
 import numpy as np
+from websockets.http11 import Request
+from websockets.server import ServerProtocol
 
 from asr.audio import read_audio
 from asr.audio_decoders import open_stream_decoder
@@ -25,13 +29,17 @@ from clients.errors import ServerError
 from clients.inbox import Inbox
 from service.auth import Tokens, is_allowed_origin
 from service.compressed import CompressedIntake
+from service.config import ServerConfig
 from service.intake import Intake, open_intake
 from service.protocol.dialect import BadRequest, Opening
+from service.rest import RestApi
 from service.rest_audio import audio_blocks
 from service.rest_request import RequestError, parse_fields
 from service.routes import ROUTES, VOSK, Route
+from service.server import Server
 from service.stream_settings import AudioFormat
 from tests.dialogue import Dialogue
+from tests.fake_batcher import FakeBatcher
 
 PATIENCE_S = 20.0
 _MAX_FRAMES = 40
@@ -106,6 +114,67 @@ def _rest_fields(data: bytes) -> None:
     fields = parse_qs(data.decode("latin-1"), keep_blank_values=True)
     with suppress(RequestError):
         parse_fields(fields, Opening(languages=("en",)))
+
+
+def _rest_body(data: bytes) -> None:
+    """The body of an upload, in pieces whose size the first byte says, at the whole application."""
+    size = 1 + 8 * (data[0] if data else 0)
+    pieces = [data[start : start + size] for start in range(1, len(data), size)] or [b""]
+    status, body = asyncio.run(asyncio.wait_for(_upload_to_server(pieces), PATIENCE_S))
+    assert status < 500, body
+    assert status == 200 or json.loads(body)["error"]["message"]
+
+
+async def _upload_to_server(pieces: list[bytes]) -> tuple[int, bytes]:
+    server = Server(ServerConfig(port=0))
+    server.open_for(FakeBatcher(), model="fake", languages=("en",))
+    api = RestApi(server._doorkeeper, lambda: server._hub, allow_origins=(), upload_bytes=1 << 16)
+    coming = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+    coming.append({"type": "http.request", "body": b"", "more_body": False})
+    told: list[Any] = []
+
+    async def receive() -> Any:
+        if coming:
+            return coming.pop(0)
+        await asyncio.sleep(PATIENCE_S)  # the client waits for its answer
+
+    async def send(message: Any) -> None:
+        told.append(message)
+
+    headers = [(b"content-type", b"multipart/form-data; boundary=b"), (b"host", b"x")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/audio/transcriptions", "headers": headers}
+    await api.app(scope | {"query_string": b"", "http_version": "1.1"}, receive, send)
+    return told[0]["status"], b"".join(each.get("body", b"") for each in told[1:])
+
+
+class _Socket:
+    """What a handshake leaves behind."""
+
+    key, place, dialect = "", None, None
+
+    def limit_messages(self, n_bytes: int) -> None:
+        assert n_bytes > 0
+
+
+def _handshake(data: bytes) -> None:
+    """The head of a request, as websockets reads it; a place is taken only with a dialect to speak."""
+    protocol = ServerProtocol()
+    protocol.receive_data(data)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"alpha\n")
+        file.flush()
+        path = Path(file.name)
+        server = Server(ServerConfig(port=0, token_file=path, operator_token_file=path))
+    server.open_for(FakeBatcher(), model="fake", languages=("en",))
+    for request in protocol.events_received():
+        assert isinstance(request, Request)
+        for answer in (server._process_request, server._process_vosk_request):
+            socket: Any = _Socket()
+            response = answer(socket, request)
+            if response is None:
+                assert socket.dialect and socket.key and socket.place
+            else:
+                assert 200 <= response.status_code < 504 and socket.place is None
 
 
 def _tokens(data: bytes) -> None:
@@ -200,6 +269,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "vosk": _vosk,
     "server_messages": _server_messages,
     "rest_fields": _rest_fields,
+    "rest_body": _rest_body,
+    "handshake": _handshake,
     "tokens": _tokens,
     "plain": _plain,
     "flac": _compressed("flac"),
