@@ -17,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import venv
 from collections.abc import Sequence
@@ -259,8 +260,10 @@ def format_rows(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def set_up(environment: Path) -> int:
-    """Install the peers."""
+    """Install the peers over the packages of this environment, so that all use one torch, and it is there once."""
     venv.create(environment, with_pip=True)
+    own = sysconfig.get_path("purelib", vars={"base": str(environment), "platbase": str(environment)})
+    (Path(own) / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
     pip = [str(environment / "bin" / "python"), "-m", "pip", "install", "-r", str(HERE / "requirements.txt")]
     return subprocess.run(pip, check=False).returncode
 
