@@ -1,7 +1,8 @@
 """Linear layers with 8-bit weights and activations, for processors that multiply bytes.
 
-Where pairs of products are added up in 16 bits, weights use 7 of the bits. Weights have a scale for each output, activations one for each row, so a row's result does not depend on the
-rows beside it: a stream gives the same text alone and in company. Axis letters: I inputs, O outputs.
+Where pairs of products are added up in 16 bits, weights use 7 of the bits. Weights have a scale for each
+output, activations one for each row, so a row's result does not depend on the rows beside it: a stream gives
+the same text alone and in company. Axis letters: I inputs, O outputs.
 """
 
 from __future__ import annotations

@@ -166,16 +166,6 @@ def test_weights_in_packages_become_a_folder(monkeypatch: pytest.MonkeyPatch, tm
         peers.join_package("small", tmp_path)
 
 
-def test_fewer_utterances_are_among_more(tmp_path: Path) -> None:
-    manifest = tmp_path / "m.jsonl"
-    lines = [
-        {"id": f"u{i}", "audio": "a.wav", "duration": 1.0, "text": "a" if i else None} for i in range(11)
-    ]
-    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    many, few = ([each.id for each in peers.choose(manifest, limit=n)] for n in (6, 3))
-    assert few == many[::2] == ["u1", "u4", "u7"]
-
-
 def test_worker_that_does_not_start_says_why(tmp_path: Path) -> None:
     weights = peers.Weights("tiny.en", tmp_path, tmp_path / "none.pt")
     with pytest.raises(peers.ForesoundError, match="invalid choice"):

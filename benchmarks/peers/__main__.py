@@ -40,8 +40,9 @@ from asr.checkpoint import load_checkpoint, package_files
 from benchmarks.machine import commit, machine
 from benchmarks.peers.answers import BASELINE, Answers
 from benchmarks.peers.report import draw, format_rows
+from benchmarks.utterances import evenly_spread
 from training.evaluate import reference_times
-from training.manifest import Utterance, load_audio, read_manifest
+from training.manifest import load_audio
 
 HERE = Path(__file__).parent
 ENVIRONMENT = Path("peers-environment")
@@ -185,13 +186,6 @@ def is_ours(system: str) -> bool:
     return system.startswith("foresound")
 
 
-def choose(manifest: Path, *, limit: int) -> list[Utterance]:
-    """Utterances with a text, evenly spread over a manifest; half as many are among twice as many."""
-    every = [utterance for utterance in read_manifest(manifest) if utterance.text]
-    n_chosen = min(limit, len(every))
-    return [every[i * len(every) // n_chosen] for i in range(n_chosen)]
-
-
 def run(args: argparse.Namespace, answers: Answers, folder: Path) -> None:
     """Stream the utterances through all systems that start, except what is known already.
 
@@ -203,7 +197,7 @@ def run(args: argparse.Namespace, answers: Answers, folder: Path) -> None:
     Raises:
         ForesoundError: Weights or the manifest cannot be used, or a system died.
     """
-    chosen = choose(args.manifest, limit=args.limit)
+    chosen = evenly_spread(args.manifest, limit=args.limit)
     missing = [
         name for name in args.systems if any(each.id not in answers.played.get(name, {}) for each in chosen)
     ]
