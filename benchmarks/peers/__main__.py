@@ -203,7 +203,7 @@ def run(args: argparse.Namespace, answers: Answers, folder: Path) -> None:
     ]
     if not missing:
         return
-    weights = Weights.write(args, folder)
+    weights, code = Weights.write(args, folder), commit()
     theirs = args.environment / "bin" / "python"
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
@@ -227,7 +227,7 @@ def run(args: argparse.Namespace, answers: Answers, folder: Path) -> None:
             np.save(folder / "samples.npy", samples)
             for name, worker in workers.items():
                 if utterance.id not in answers.played.get(name, {}):
-                    about = {"id": utterance.id, "system": name, "commit": commit()}
+                    about = {"id": utterance.id, "system": name, "commit": code}
                     answers.keep(about | worker.ready | worker.play(folder / "samples.npy"))
 
 
