@@ -55,6 +55,15 @@ def products(n_outputs: int, n_rows: int) -> dict[str, Callable[[], object]]:
     return ways
 
 
+def columns() -> dict[str, Callable[[], object]]:
+    """One row against the vocabulary as two columns, as the decoder multiplies a few rows in fp32."""
+    table, row = torch.randn(N_VOCAB, WIDTH), torch.randn(1, WIDTH)
+    return {
+        "two real columns": lambda: table @ row.repeat(2, 1).T,
+        "two in one place": lambda: table @ row.expand(2, -1).T,
+    }
+
+
 def attention(n_queries: int, n_keys: int) -> dict[str, Callable[[], object]]:
     """Attention of one stream."""
     query, key, value = (torch.randn(1, N_HEAD, n, WIDTH // N_HEAD) for n in (n_queries, n_keys, n_keys))
@@ -112,6 +121,7 @@ def main() -> int:
     groups = {
         "vocabulary, 1 row": products(N_VOCAB, 1),
         "vocabulary, 16 rows": products(N_VOCAB, 16),
+        "vocabulary, 1 row as columns": columns(),
         "queries, keys and values, 16 rows": products(3 * WIDTH, 16),
         "queries, keys and values, 240 rows": products(3 * WIDTH, 240),
         "perceptron's first layer, 16 rows": products(4 * WIDTH, 16),
