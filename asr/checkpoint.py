@@ -106,11 +106,24 @@ def available_names() -> list[str]:
     return list(whisper.available_models())
 
 
+def package_files(name: str) -> list[Path] | None:
+    """Finds the files that hold a model's weights in installed packages.
+
+    Args:
+        name: one of `available_names()`.
+
+    Returns:
+        The parts of a CTranslate2 model.bin in order, with its other files beside them; None where no package
+        has the model or one is not installed.
+    """
+    package = _PACKAGES.get(name)
+    return _package_files(package) if package else None
+
+
 def _read_name(name: str) -> tuple[str, Weights]:
     """Reads weights by name, from the pinned packages when installed, and says where they came from."""
     heads = whisper._ALIGNMENT_HEADS[name]
-    package = _PACKAGES.get(name)
-    files = _package_files(package) if package else None
+    package, files = _PACKAGES.get(name), package_files(name)
     if package is None or files is None:
         return f"{name} from whisper's own download", replace(_download(name), alignment_heads=heads)
     source = f"{name} from {package.requirement}"

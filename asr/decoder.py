@@ -295,8 +295,8 @@ class Decoder:
         if not 0 < len(rows) <= FEW_ROWS:
             return torch.nn.functional.linear(hidden, table).float()
         # As columns, a few rows read the table once; as rows they make the CPU's library copy it first, which
-        # costs five times as much. A single column takes a slower path than two.
-        columns = (rows if len(rows) > 1 else rows.expand(2, -1)).T
+        # costs five times as much. A single column takes a slower path than two, and so do two in one place.
+        columns = (rows if len(rows) > 1 else rows.repeat(2, 1)).T
         logits = (table @ columns).T[: len(rows)]
         return logits.reshape(*hidden.shape[:-1], -1).float()
 

@@ -1,7 +1,8 @@
 """Linear layers with 8-bit weights and activations, for processors that multiply bytes.
 
-Weights have a scale for each output, activations one for each row, so a row's result does not depend on the
-rows beside it: a stream gives the same text alone and in company. Axis letters: I inputs, O outputs.
+Where pairs of products are added up in 16 bits, weights use 7 of the bits. Weights have a scale for each
+output, activations one for each row, so a row's result does not depend on the rows beside it: a stream gives
+the same text alone and in company. Axis letters: I inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -16,25 +17,27 @@ from whisper.model import AudioEncoder, MultiHeadAttention, TextDecoder
 
 from asr.blocks import Block, CrossBlock
 
-LEVELS = 127  # of each sign, for weights and activations alike
+LEVELS = 127  # of each sign, for activations, and for weights where sums of products are exact
+FEW_LEVELS = 63  # for weights elsewhere: two products of an unsigned byte with 7 bits fit into 16 bits
 LEAST_ROW = 1e-12  # a row of zeros is divided by this
 
 
 class Int8Linear:
     """``x @ weight.T + bias`` with both factors rounded to 8 bits."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, levels: int | None = None) -> None:
         """Round and pack.
 
         Args:
             weight: ``[O, I]``; not kept.
             bias: ``[O]``, added in float32.
+            levels: Of weights, of each sign; None is as many as this processor adds up exactly.
         """
         weight = weight.detach().float()
-        scale = weight.abs().amax(dim=1).clamp_min(LEAST_ROW) / LEVELS
-        levels = (weight / scale[:, None]).round().to(torch.int8)
+        scale = weight.abs().amax(dim=1).clamp_min(LEAST_ROW) / (levels or weight_levels() or LEVELS)
+        rounded = (weight / scale[:, None]).round().to(torch.int8)
         zeros = torch.zeros(len(weight), dtype=torch.int64)
-        quantized = torch._make_per_channel_quantized_tensor(levels, scale.double(), zeros, 0)
+        quantized = torch._make_per_channel_quantized_tensor(rounded, scale.double(), zeros, 0)
         self._packed = torch.ops.quantized.linear_prepack(quantized, None)
         self._bias = torch.zeros(()) if bias is None else bias.detach().float()
 
@@ -84,13 +87,18 @@ def decoder_blocks(weights: TextDecoder) -> list[CrossBlock]:
 
 
 @cache
-def is_exact() -> bool:
-    """Whether this processor and this build of torch add up products of bytes without overflow.
+def weight_levels() -> int:
+    """How many levels of each sign weights may have so that products of bytes are added up exactly; 0: none.
 
-    Without VNNI instructions pairs of products are added in 16 bits, and large ones are cut off.
+    Without VNNI instructions pairs of products are added in 16 bits, and large ones are cut off: there
+    weights have 7 bits.
     """
+    return next((levels for levels in (LEVELS, FEW_LEVELS) if _is_exact(levels)), 0)
+
+
+def _is_exact(levels: int) -> bool:
     try:
-        largest = Int8Linear(torch.ones(64, 64))(torch.ones(2, 64))
+        largest = Int8Linear(torch.ones(64, 64), levels=levels)(torch.ones(2, 64))
     except RuntimeError:  # no such operator for this processor
         return False
     return bool(torch.allclose(largest, torch.full_like(largest, 64.0), rtol=1e-5))

@@ -49,10 +49,19 @@ def products(n_outputs: int, n_rows: int) -> dict[str, Callable[[], object]]:
         "8-bit weights, fp32 activations": lambda: torch._weight_int8pack_mm(x, levels, scale),
         "8-bit weights, bf16 activations": lambda: torch._weight_int8pack_mm(half, levels, scale_half),
     }
-    if int8.is_exact():
+    if int8.weight_levels():
         layer = int8.Int8Linear(weight)
         ways["int8"] = lambda: layer(x)
     return ways
+
+
+def columns() -> dict[str, Callable[[], object]]:
+    """One row against the vocabulary as two columns, as the decoder multiplies a few rows in fp32."""
+    table, row = torch.randn(N_VOCAB, WIDTH), torch.randn(1, WIDTH)
+    return {
+        "two real columns": lambda: table @ row.repeat(2, 1).T,
+        "two in one place": lambda: table @ row.expand(2, -1).T,
+    }
 
 
 def attention(n_queries: int, n_keys: int) -> dict[str, Callable[[], object]]:
@@ -112,8 +121,11 @@ def main() -> int:
     groups = {
         "vocabulary, 1 row": products(N_VOCAB, 1),
         "vocabulary, 16 rows": products(N_VOCAB, 16),
+        "vocabulary, 1 row as columns": columns(),
         "queries, keys and values, 16 rows": products(3 * WIDTH, 16),
         "queries, keys and values, 240 rows": products(3 * WIDTH, 240),
+        "perceptron's first layer, 16 rows": products(4 * WIDTH, 16),
+        "perceptron's first layer, 240 rows": products(4 * WIDTH, 240),
         "encoder's attention, 15 of 265 frames": attention(15, 265),
         "encoder's attention, 15 of 515 frames": attention(15, 515),
         "cross-attention, 1 token, 400 frames": attention(1, 400),

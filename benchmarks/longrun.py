@@ -2,7 +2,8 @@
 
 Joins LibriSpeech chapters of a manifest into one recording, streams it, and streams the same utterances
 alone. A constant cost per chunk and an equal word error rate show that re-anchoring neither grows
-nor loses or doubles words. The last line of the output is one JSON object.
+nor loses or doubles words. The last minute is fed to a fresh stream as well, chunk by chunk in turn: what is
+said costs more or less, and so does a busy machine. The last line of the output is one JSON object.
 
 Run as ``python -m benchmarks.longrun --manifest M.jsonl --minutes 20``.
 """
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from asr import SAMPLE_RATE, ForesoundError, Recognizer, Transcript
+from asr import SAMPLE_RATE, ForesoundError, Recognizer, Stream, Transcript
 from benchmarks.machine import machine
 from training.evaluate import load_recognizer, stream_wer
 from training.manifest import ManifestError, Utterance, load_audio, read_manifest
@@ -43,6 +44,10 @@ class LongStream:
     """Measured milliseconds per chunk by the clock on the wall, in order."""
     chunk_cpu_ms: list[float]
     """The same in processor time of all threads: other programs disturb it less."""
+    fresh_ms: list[float]
+    """Of the last minute's chunks, in a fresh stream that hears them in turn."""
+    fresh_cpu_ms: list[float]
+    """The same in processor time."""
     rss_start_mb: float
     rss_end_mb: float
 
@@ -101,27 +106,44 @@ def stream_long(recognizer: Recognizer, samples: np.ndarray, *, chunk_ms: int) -
         chunk_ms: Chunk size, of the model and of each call.
 
     Returns:
-        The transcript, the cost of every whole chunk and the memory before and after.
+        The transcript, the cost of every whole chunk, in the last minute that of a fresh stream too, and the
+        memory before and after.
     """
     chunk = SAMPLE_RATE * chunk_ms // 1000
     warm_up = recognizer.stream(chunk_ms=chunk_ms)
     warm_up.feed(samples[: int(WARM_UP_S * SAMPLE_RATE)])
     warm_up.finish()
     del warm_up
-    stream = recognizer.stream(chunk_ms=chunk_ms)
+    stream, fresh = recognizer.stream(chunk_ms=chunk_ms), recognizer.stream(chunk_ms=chunk_ms)
     rss_start_mb = rss_mb()
-    wall_ms: list[float] = []
-    cpu_ms: list[float] = []
-    for start in tqdm(range(0, len(samples), chunk), unit="chunk", file=sys.stderr):
-        wall_s, cpu_s = time.perf_counter(), time.process_time()
-        stream.feed(samples[start : start + chunk])
-        wall_ms.append(1000 * (time.perf_counter() - wall_s))
-        cpu_ms.append(1000 * (time.process_time() - cpu_s))
+    chunks = [samples[start : start + chunk] for start in range(0, len(samples) // chunk * chunk, chunk)]
+    n_alone = max(0, len(chunks) - 60_000 // chunk_ms)
+    long_ms, fresh_ms = [], []
+    for i, each in enumerate(tqdm(chunks, unit="chunk", file=sys.stderr)):
+        long_ms.append(_timed_ms(stream, each))
+        if i >= n_alone:
+            fresh_ms.append(_timed_ms(fresh, each))
+    stream.feed(samples[len(chunks) * chunk :])
     stream.finish()
-    n_whole = len(samples) // chunk
-    return LongStream(
-        stream.transcript, wall_ms[:n_whole], cpu_ms[:n_whole], rss_start_mb=rss_start_mb, rss_end_mb=rss_mb()
+    (wall_ms, cpu_ms), (fresh_wall_ms, fresh_cpu_ms) = (
+        [list(column) for column in zip(*both, strict=True)] for both in (long_ms, fresh_ms)
     )
+    return LongStream(
+        stream.transcript,
+        wall_ms,
+        cpu_ms,
+        fresh_wall_ms,
+        fresh_cpu_ms,
+        rss_start_mb=rss_start_mb,
+        rss_end_mb=rss_mb(),
+    )
+
+
+def _timed_ms(stream: Stream, samples: np.ndarray) -> tuple[float, float]:
+    """Milliseconds that a chunk takes, by the wall and by the processor."""
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    stream.feed(samples)
+    return 1000 * (time.perf_counter() - wall_s), 1000 * (time.process_time() - cpu_s)
 
 
 def rss_mb() -> float:
@@ -134,14 +156,19 @@ def rss_mb() -> float:
 
 
 def measure(
-    recognizer: Recognizer, stretches: Sequence[Sequence[Utterance]], *, chunk_ms: int
+    recognizer: Recognizer,
+    stretches: Sequence[Sequence[Utterance]],
+    *,
+    chunk_ms: int,
+    with_alone: bool = True,
 ) -> dict[str, Any]:
-    """Stream the joined recording, its last minute alone and its utterances alone.
+    """Stream the joined recording, and its utterances alone.
 
     Args:
         recognizer: The recognizer under test.
         stretches: What to join.
         chunk_ms: Chunk size.
+        with_alone: Whether to stream the utterances alone, which takes as long again.
 
     Returns:
         Plain values: cost per chunk in the first and the last minute, both word error rates, the
@@ -151,17 +178,15 @@ def measure(
     utterances = [utterance for stretch in stretches for utterance in stretch]
     samples = join(stretches)
     long = stream_long(recognizer, samples, chunk_ms=chunk_ms)
-    n_chunks, n_minute = len(long.chunk_ms), 60_000 // chunk_ms
-    chunk = SAMPLE_RATE * chunk_ms // 1000
-    fresh = stream_long(
-        recognizer, samples[max(0, n_chunks - n_minute) * chunk : n_chunks * chunk], chunk_ms=chunk_ms
-    )
+    n_minute = 60_000 // chunk_ms
     reference = " ".join(utterance.text or "" for utterance in utterances)
     joined = count_edits(reference, hypothesis=long.transcript.text)
-    alone = stream_wer(recognizer, tqdm(utterances, unit="utterance", file=sys.stderr), chunk_ms=chunk_ms)
-    first = _cost(long, slice(0, n_minute))
-    last = _cost(long, slice(-n_minute, None))
-    last_alone = _cost(fresh, slice(None))
+    alone = None
+    if with_alone:
+        alone = stream_wer(recognizer, tqdm(utterances, unit="utterance", file=sys.stderr), chunk_ms=chunk_ms)
+    first = _cost(long.chunk_ms[:n_minute], long.chunk_cpu_ms[:n_minute])
+    last = _cost(long.chunk_ms[-n_minute:], long.chunk_cpu_ms[-n_minute:])
+    last_alone = _cost(long.fresh_ms, long.fresh_cpu_ms)
     return {
         "minutes": len(samples) / SAMPLE_RATE / 60,
         "n_utterances": len(utterances),
@@ -174,20 +199,20 @@ def measure(
         "last_to_alone": {key: last[key] / last_alone[key] for key in last},
         "rtf": sum(long.chunk_ms) / 1000 / (len(samples) / SAMPLE_RATE),
         "joined": {"wer": joined.wer, **asdict(joined)},
-        "alone": {"wer": alone.wer, **asdict(alone)},
-        "relative_wer_difference": joined.wer / alone.wer - 1 if alone.n_edits else None,
+        "alone": {"wer": alone.wer, **asdict(alone)} if alone else None,
+        "relative_wer_difference": joined.wer / alone.wer - 1 if alone and alone.n_edits else None,
         "rss_start_mb": long.rss_start_mb,
         "rss_end_mb": long.rss_end_mb,
     }
 
 
-def _cost(stream: LongStream, part: slice) -> dict[str, float]:
-    """Return median and mean milliseconds per chunk of a part, by the wall and by the processor."""
+def _cost(wall_ms: Sequence[float], cpu_ms: Sequence[float]) -> dict[str, float]:
+    """Return median and mean milliseconds of chunks, by the wall and by the processor."""
     return {
-        "median_ms": statistics.median(stream.chunk_ms[part]),
-        "mean_ms": statistics.fmean(stream.chunk_ms[part]),
-        "cpu_median_ms": statistics.median(stream.chunk_cpu_ms[part]),
-        "cpu_mean_ms": statistics.fmean(stream.chunk_cpu_ms[part]),
+        "median_ms": statistics.median(wall_ms),
+        "mean_ms": statistics.fmean(wall_ms),
+        "cpu_median_ms": statistics.median(cpu_ms),
+        "cpu_mean_ms": statistics.fmean(cpu_ms),
     }
 
 
@@ -208,7 +233,7 @@ def format_report(report: dict[str, Any]) -> str:
             f"  last / first            {ratio.format(**report['last_to_first'])}",
             f"  last / last alone       {ratio.format(**report['last_to_alone'])}",
             f"WER joined   {edits.format(**report['joined'])}",
-            f"WER alone    {edits.format(**report['alone'])}",
+            f"WER alone    {edits.format(**report['alone']) if report['alone'] else '-'}",
             f"WER joined / alone - 1: {'-' if relative is None else f'{relative:+.1%}'}",
             f"real-time factor {report['rtf']:.3f}; memory {report['rss_start_mb']:.0f} MB at the start, "
             f"{report['rss_end_mb']:.0f} MB at the end",
@@ -224,13 +249,16 @@ def main() -> int:
     parser.add_argument("--adapter", default="auto", help="auto, none or a folder (default: auto)")
     parser.add_argument("--chunk-ms", type=int, default=300, help="chunk size (default: 300)")
     parser.add_argument("--minutes", type=float, default=20.0, help="length of the recording (default: 20)")
+    parser.add_argument(
+        "--no-alone", action="store_true", help="leave out the utterances alone, which take as long again"
+    )
     args = parser.parse_args()
     if args.minutes < 2:
         parser.error("--minutes must be at least 2, so that the first and the last minute are two")
     try:
         stretches = pick_chapters(read_manifest(args.manifest), minutes=args.minutes)
         recognizer = load_recognizer(args.model, args.adapter)
-        report = measure(recognizer, stretches, chunk_ms=args.chunk_ms)
+        report = measure(recognizer, stretches, chunk_ms=args.chunk_ms, with_alone=not args.no_alone)
     except ForesoundError as error:
         print(f"longrun: {error}", file=sys.stderr)
         return 2

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from asr.int8 import weight_levels
+
 
 def machine() -> dict[str, Any]:
     """The hardware and the commit, for a benchmark's JSON line."""
@@ -17,7 +19,7 @@ def machine() -> dict[str, Any]:
 
 
 def hardware() -> dict[str, Any]:
-    """Return the processor's name, its cores and the threads that torch uses."""
+    """Return the processor's name and cores, the threads that torch uses and the levels of 8-bit weights."""
     name = platform.processor() or platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -26,7 +28,9 @@ def hardware() -> dict[str, Any]:
                 break
     except OSError:
         pass
-    return {"cpu": name, "cores": os.cpu_count(), "torch_threads": torch.get_num_threads()}
+    levels = weight_levels()
+    cores, threads = os.cpu_count(), torch.get_num_threads()
+    return {"cpu": name, "cores": cores, "torch_threads": threads, "weight_levels": levels}
 
 
 def commit() -> str | None:

@@ -323,4 +323,7 @@ def test_longrun_report(manifest: Path) -> None:
     assert report["last_to_alone"]["mean_ms"] > 0
     text = longrun.format_report(report)
     assert "50.00% (0 substitutions, 3 deletions, 0 insertions)" in text and "+200.0%" in text
+    short = longrun.measure(recognizer, [spoken], chunk_ms=300, with_alone=False)
+    assert (short["alone"], short["relative_wer_difference"]) == (None, None)
+    assert "WER alone    -" in longrun.format_report(short)
     assert json.loads(json.dumps(report | hardware()))["cores"] == os.cpu_count()

@@ -18,7 +18,7 @@ from tests.test_recognizer import told
 
 CPU = torch.device("cpu")
 
-needs_int8 = pytest.mark.skipif(not int8.is_exact(), reason="this processor adds up bytes with overflow")
+needs_int8 = pytest.mark.skipif(not int8.weight_levels(), reason="this processor cannot multiply bytes")
 
 
 def _random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -32,8 +32,10 @@ def test_product_is_near_the_exact_one() -> None:
     x *= torch.tensor([1e-3, 1.0, 10.0, 1e4, 1.0])[:, None]
     for b in (None, bias):
         exact = nn.functional.linear(x, weight, b)
-        error = (Int8Linear(weight, b)(x) - exact).norm(dim=1) / exact.norm(dim=1)
-        assert float(error.max()) < 0.02
+        for levels, limit in ((int8.weight_levels(), 0.03), (int8.FEW_LEVELS, 0.03), (int8.LEVELS, 0.02)):
+            if levels <= int8.weight_levels():
+                error = (Int8Linear(weight, b, levels=levels)(x) - exact).norm(dim=1) / exact.norm(dim=1)
+                assert float(error.max()) < limit
     assert torch.equal(Int8Linear(weight, bias)(torch.zeros(1, 64))[0], bias)
 
 
@@ -93,25 +95,45 @@ def test_second_passes_and_offline_stay_exact(tiny_model: Whisper) -> None:
 
 def test_formats_are_chosen_by_what_the_processor_can(monkeypatch: pytest.MonkeyPatch) -> None:
     """Auto falls back to fp32, int8 is refused with a reason, and so is what does not exist."""
-    monkeypatch.setattr(int8, "is_exact", lambda: False)
+    monkeypatch.setattr(int8, "weight_levels", lambda: 0)
     assert choose_format("auto", device=CPU) == "fp32"
     assert choose_format("fp32", device=CPU) == "fp32"
     with pytest.raises(OptionError, match="fp32"):
         choose_format("int8", device=CPU)
-    monkeypatch.setattr(int8, "is_exact", lambda: True)
+    monkeypatch.setattr(int8, "weight_levels", lambda: int8.FEW_LEVELS)
     assert choose_format("auto", device=CPU) == "int8"
     assert choose_format("auto", device=torch.device("cuda")) == "fp32"
     with pytest.raises(OptionError, match="auto, int8, fp32"):
         choose_format("int4", device=CPU)
 
 
+@needs_int8
+def test_largest_products_are_added_up_exactly() -> None:
+    """Bytes and weights of greatest size and either sign give the sum that integers give."""
+    signs = torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0, 1.0, 1.0, 1.0]).repeat(8)
+    weight, x = torch.stack([torch.ones(64), -torch.ones(64), signs]), torch.stack([torch.ones(64), signs])
+    torch.testing.assert_close(Int8Linear(weight)(x), x @ weight.T, rtol=1e-5, atol=1e-4)
+
+
 def test_overflow_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A processor whose products are cut off, or that lacks the operator, is found out."""
-    monkeypatch.setattr(Int8Linear, "__call__", lambda self, x: torch.full((2, 64), 40.0))
-    assert not int8.is_exact.__wrapped__()
+    """Weights have 7 bits where sums are cut off with 8; without the operator there are none."""
+    most = (2**15 - 1) // (2 * 255)  # levels up to which a pair of products fits into 16 bits
+
+    def cut_off(self: Int8Linear, x: torch.Tensor) -> torch.Tensor:
+        return torch.full((2, 64), 64.0 * min(1.0, most / self._levels))
+
+    plain = Int8Linear.__init__
+
+    def remember(self: Int8Linear, weight: torch.Tensor, *, levels: int) -> None:
+        self._levels = levels  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(Int8Linear, "__init__", remember)
+    monkeypatch.setattr(Int8Linear, "__call__", cut_off)
+    assert int8.weight_levels.__wrapped__() == int8.FEW_LEVELS
+    monkeypatch.setattr(Int8Linear, "__init__", plain)
 
     def fail(self: Int8Linear, x: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("no such engine")
 
     monkeypatch.setattr(Int8Linear, "__call__", fail)
-    assert not int8.is_exact.__wrapped__()
+    assert int8.weight_levels.__wrapped__() == 0

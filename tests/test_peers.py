@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import benchmarks.peers.__main__ as peers
-from training.manifest import WordTime
+from benchmarks.peers.answers import BASELINE, Answers
+from benchmarks.peers.report import draw, format_rows
 
 RATE = 16_000
 
@@ -101,21 +102,68 @@ def test_local_agreement_cuts_its_buffer_and_moves_times(systems: ModuleType) ->
     assert committed == " same more"
 
 
+READY = {"settings": "as they are", "n_streams": 1, "start_s": 0.5, "rss_bytes": 7, "commit": "abc"}
+UTTERANCE = {"text": "hello world", "audio_s": 2.0, "times": [["hello", 0.2, 0.6], ["world", 0.8, 1.4]]}
+LOOKS = [[1.0, "", " hello word"], [2.0, " hello", " world"], [2.5, " hello world", ""]]
+
+
 def test_words_count_from_when_they_stay() -> None:
-    measured = peers.Measured("", 1, 0.0, audio_s=2.0)
-    looks = [[1.0, "", " hello word"], [2.0, " hello", " world"], [2.5, " hello world", ""]]
-    times = [WordTime("hello", 0.2, 0.6), WordTime("world", 0.8, 1.4)]
-    peers.add(measured, {"looks": looks, "cpu_s": 0.5, "rss_bytes": 7}, text="hello world", times=times)
-    assert measured.shown_ms == pytest.approx([400, 600])
-    assert measured.committed_ms == pytest.approx([1400, 1100])
-    row = measured.row()
+    answers = Answers(None, model="tiny.en")
+    answers.keep({"id": "u1", **UTTERANCE})
+    answers.keep({"id": "u1", "system": "moonshine", "looks": LOOKS, "cpu_s": 0.5, **READY})
+    row = answers.rows()["moonshine"]
+    assert (row["word_ms"]["p50"], row["committed_ms"]["p50"]) == pytest.approx((500, 1250))
     assert (row["wer"], row["cpu_per_s"], row["streams_per_core"]) == (0.0, 0.25, 4.0)
 
 
-def test_batches_share_the_cost() -> None:
-    measured = peers.Measured("", 16, 0.0, audio_s=2.0, cpu_s=3.2)
-    measured.edits = peers.count_edits("one", hypothesis="one")
-    assert measured.row()["streams_per_core"] == 10.0
+def test_batches_share_the_cost_and_ratios_are_of_what_both_heard() -> None:
+    answers = Answers(None, model="tiny.en")
+    for id in ("u1", "u2"):
+        answers.keep({"id": id, **UTTERANCE})
+    many = {**READY, "n_streams": 16}
+    answers.keep({"id": "u1", "system": "foresound-16", "looks": LOOKS, "cpu_s": 3.2, **many})
+    answers.keep({"id": "u2", "system": "foresound-16", "looks": LOOKS, "cpu_s": 32.0, **many})
+    answers.keep({"id": "u1", "system": BASELINE, "looks": LOOKS, "cpu_s": 1.0, **READY})
+    rows = answers.rows()
+    assert rows["foresound-16"]["streams_per_core"] == pytest.approx(4.0 / 2.2, abs=0.01)
+    assert (rows["foresound-16"]["ratio"], rows[BASELINE]["ratio"]) == (5.0, 1.0)
+    assert f"| {BASELINE} | 1 | 0.0 | 500 / 590 |" in format_rows(rows)
+
+
+def test_words_without_adapter_are_not_counted() -> None:
+    answers = Answers(None, model="base")
+    answers.keep({"id": "u1", **UTTERANCE})
+    deaf = {**READY, "hears": False}
+    answers.keep({"id": "u1", "system": "foresound", "looks": LOOKS, "cpu_s": 1.0, **deaf})
+    rows = answers.rows()
+    assert rows["foresound"]["wer"] is rows["foresound"]["word_ms"] is None
+    assert "| foresound | 1 | - | - | - | 0.500 | 2.0 | - |" in format_rows(rows)
+
+
+def test_picture_names_every_system(tmp_path: Path) -> None:
+    answers = Answers(None, model="tiny.en")
+    answers.keep({"id": "u1", **UTTERANCE})
+    for name in ("foresound", "moonshine"):
+        answers.keep({"id": "u1", "system": name, "looks": LOOKS, "cpu_s": 1.0, **READY})
+    draw(answers.rows(), tmp_path / "peers.svg", title="tiny.en")
+    picture = (tmp_path / "peers.svg").read_text()
+    assert "<!-- foresound -->" in picture and "<!-- moonshine -->" in picture
+
+
+def test_weights_in_packages_become_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    parts = []
+    for i, beside in enumerate(("vocabulary.txt", "config.json")):
+        package = tmp_path / f"part{i}"
+        package.mkdir()
+        (package / f"model.bin.part{i}").write_bytes(bytes([i]))
+        (package / beside).write_text(beside)
+        parts.append(package / f"model.bin.part{i}")
+    monkeypatch.setattr(peers, "package_files", lambda model: parts if model == "base" else None)
+    folder = peers.join_package("base", tmp_path)
+    assert (folder / "model.bin").read_bytes() == b"\0\1"
+    assert {file.name for file in folder.iterdir()} == {"model.bin", "vocabulary.txt", "config.json"}
+    with pytest.raises(peers.ForesoundError, match="--ct2"):
+        peers.join_package("small", tmp_path)
 
 
 def test_worker_that_does_not_start_says_why(tmp_path: Path) -> None:
@@ -126,28 +174,46 @@ def test_worker_that_does_not_start_says_why(tmp_path: Path) -> None:
 
 def test_foresound_runs_in_its_worker(tmp_path: Path) -> None:
     weights = peers.Weights("tiny.en", tmp_path, tmp_path / "none.pt")  # it knows where its own are
-    worker = peers.Worker("foresound", python=Path(sys.executable), weights=weights, log=tmp_path / "log")
+    python, log = Path(sys.executable), tmp_path / "log"
+    worker = peers.Worker("foresound@0.2", python=python, weights=weights, log=log)
     try:
         np.save(tmp_path / "samples.npy", np.zeros(RATE, np.float32))
         answer = worker.play(tmp_path / "samples.npy")
     finally:
         worker.close()
-    assert "300 ms" in worker.ready["settings"]
-    assert [look[1:] for look in answer["looks"]] == [["", ""]] * 5
+    assert "whisper decoder, shipped adapter" in worker.ready["settings"]
+    assert worker.ready["hears"] is True
+    assert [look[1:] for look in answer["looks"]] == [["", ""]] * 6
     assert answer["cpu_s"] > 0 and answer["rss_bytes"] > 1 << 20
     assert json.dumps(answer)
 
 
 def test_run_goes_on_where_it_was_cut(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
-    assert peers.read_answers(None) == peers.read_answers(path) == {}
-    kept = {"looks": [[1.0, "", " a"]], "cpu_s": 0.5, "rss_bytes": 7}
-    for id, system in (("u1", "foresound"), ("u1", "moonshine"), ("u2", "foresound")):
-        peers.keep_answer(path, {"id": id, "system": system, **kept})
+    answers = Answers(path, model="tiny.en")
+    kept = {"looks": LOOKS, "cpu_s": 0.5, **READY}
+    for id in ("u1", "u2"):
+        answers.keep({"id": id, **UTTERANCE})
+        answers.keep({"id": id, "system": "foresound", **kept})
     with path.open("a") as file:
         file.write('{"id": "u2", "system": "moonsh')  # cut in the middle of a line
-    answers = peers.read_answers(path)
-    assert set(answers) == {("u1", "foresound"), ("u1", "moonshine"), ("u2", "foresound")}
-    assert answers["u1", "moonshine"]["looks"] == kept["looks"]
-    peers.keep_answer(path, {"id": "u2", "system": "moonshine", **kept})
-    assert ("u2", "moonshine") in peers.read_answers(path)
+    again = Answers(path, model="tiny.en")
+    assert again.rows() == answers.rows()
+    again.keep({"id": "u2", "system": "moonshine", **kept})
+    assert {name: set(each) for name, each in Answers(path, model="tiny.en").played.items()} == {
+        "foresound": {"u1", "u2"},
+        "moonshine": {"u2"},
+    }
+    with pytest.raises(peers.ForesoundError, match=r"about tiny.en, not base"):
+        Answers(path, model="base")
+
+
+def test_known_answers_start_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    manifest, path = tmp_path / "m.jsonl", tmp_path / "answers.jsonl"
+    manifest.write_text(json.dumps({"id": "u1", "audio": "a.wav", "duration": 1.0, "text": "a"}) + "\n")
+    answers = Answers(path, model="tiny.en")
+    answers.keep({"id": "u1", **UTTERANCE})
+    answers.keep({"id": "u1", "system": "moonshine", "looks": LOOKS, "cpu_s": 0.5, **READY})
+    monkeypatch.setattr(peers, "Worker", None)
+    command = ["run", "--manifest", str(manifest), "--answers", str(path), "--systems", "moonshine"]
+    assert peers.main(command) == 0

