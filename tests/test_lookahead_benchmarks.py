@@ -11,10 +11,11 @@ import pytest
 import soundfile
 
 from asr import SAMPLE_RATE, OptionError, Recognizer
-from asr.checkpoint import Checkpoint
+from asr.checkpoint import Checkpoint, load_checkpoint
 from asr.encoder import CausalEncoder
 from asr.head_files import save_head
-from benchmarks import lookahead, lookahead_live, lookahead_picture
+from benchmarks import lookahead, lookahead_live, lookahead_picture, lookahead_worth
+from tests.corpus import write_corpus
 from tests.tiny import tiny_whisper
 from tests.transducers import FIXTURES, head_card, speaking_head, transducer_recognizer
 from training.head_data import FeatureMaker
@@ -96,6 +97,34 @@ def test_heads_are_compared_on_frames_that_are_encoded_once(
     assert closed["wer"] == never["wer"] and always["lookahead_ms"]["frame"]["p95"] > 0
     assert len(encoded) == 3
     assert lookahead.main(command) == 0 and len(encoded) == 3
+
+
+def test_what_the_future_is_worth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Losses by look, and influence that ends where frames cannot look; a strange head is refused."""
+    corpus = write_corpus(tmp_path)
+    weights_hash = load_checkpoint(corpus / "w.pt").weights_hash
+    save_head(speaking_head(), corpus / "head", head_card(weights_hash))
+    command = [
+        "--head",
+        f"{corpus}/head",
+        "--manifest",
+        f"{corpus}/m.jsonl",
+        "--aligned",
+        f"{corpus}/a.jsonl",
+    ]
+    command += ["--model", f"{corpus}/w.pt", "--adapter", "none"]
+    assert lookahead_worth.main(command) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["n_utterances"] == 6
+    for losses in report["nats_per_token"].values():
+        assert losses["0"] > 0 and losses["0"] != losses[str(speaking_head().config.max_look)]
+    influence, config = report["influence"], speaking_head().config
+    reach = config.n_blocks * config.max_look
+    assert influence["0"] > influence["-1"] > 0 and influence["1"] > 0
+    assert all(influence[str(offset)] == 0 for offset in lookahead_worth.OFFSETS if offset > reach)
+    save_head(speaking_head(), corpus / "other", head_card("f" * 64))
+    assert lookahead_worth.main([*command[:1], f"{corpus}/other", *command[2:]]) == 2
+    assert "made for base weights" in capsys.readouterr().err
 
 
 def test_words_are_shown_when_an_evaluation_sees_them(recognizer: Recognizer, jfk: np.ndarray) -> None:
