@@ -119,9 +119,9 @@ class Recognizer:
             head: ``"auto"`` is the folder's own, or the one that ships with the shipped adapter, if both are
                 used; None or ``"none"`` is no head, without which there is no transducer; else a head's
                 folder.
-            weights: ``"int8"`` computes what streams with 8-bit weights, for processors that multiply bytes
-                exactly; ``"fp32"`` does not; ``"auto"`` takes int8 where it can. Offline transcription and
-                second passes are fp32 always.
+            weights: ``"int8"`` computes what streams with 8-bit weights, or 7-bit ones on processors without
+                VNNI; ``"fp32"`` does not; ``"auto"`` takes int8 where all 8 bits can be used. Offline
+                transcription and second passes are fp32 always.
             device: A torch device.
 
         Returns:

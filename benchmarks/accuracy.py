@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from asr import SAMPLE_RATE, ForesoundError, Recognizer
-from benchmarks.machine import machine
+from benchmarks.machine import fastest_weights, machine
 from benchmarks.utterances import evenly_spread
 from training.evaluate import load_recognizer, reference_times
 from training.manifest import Utterance, WordTime, load_audio
@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; see the module's text."""
     args = _parse(argv)
     try:
-        best = load_recognizer(args.model, args.adapter, args.head)
+        best = load_recognizer(args.model, args.adapter, args.head, fastest_weights())
         recognizers = {best.weights: best}
         if best.weights != "fp32":
             recognizers["fp32"] = load_recognizer(args.model, args.adapter, "none", "fp32")

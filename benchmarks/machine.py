@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from asr.int8 import weight_levels
+from asr import int8
 
 
 def machine() -> dict[str, Any]:
@@ -28,9 +28,14 @@ def hardware() -> dict[str, Any]:
                 break
     except OSError:
         pass
-    levels = weight_levels()
+    levels = int8.weight_levels()
     cores, threads = os.cpu_count(), torch.get_num_threads()
     return {"cpu": name, "cores": cores, "torch_threads": threads, "weight_levels": levels}
+
+
+def fastest_weights() -> str:
+    """Return the format of weights in which streams are computed fastest here."""
+    return "int8" if int8.weight_levels() else "fp32"
 
 
 def commit() -> str | None:

@@ -104,8 +104,8 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         choices=WEIGHT_FORMATS,
         default="auto",
-        help="how what streams is computed: with 8-bit weights, faster, or in 32 bits; auto takes int8 on "
-        "processors that can (default: auto)",
+        help="how what streams is computed: with 8-bit weights (7 bits on processors without VNNI), faster, "
+        "or in 32 bits; auto takes int8 where all 8 bits can be used (default: auto)",
     )
 
 

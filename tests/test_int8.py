@@ -94,13 +94,16 @@ def test_second_passes_and_offline_stay_exact(tiny_model: Whisper) -> None:
 
 
 def test_formats_are_chosen_by_what_the_processor_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Auto falls back to fp32, int8 is refused with a reason, and so is what does not exist."""
+    """Auto is int8 with all 8 bits only; int8 may have 7; refusals give a reason."""
     monkeypatch.setattr(int8, "weight_levels", lambda: 0)
     assert choose_format("auto", device=CPU) == "fp32"
     assert choose_format("fp32", device=CPU) == "fp32"
     with pytest.raises(OptionError, match="fp32"):
         choose_format("int8", device=CPU)
     monkeypatch.setattr(int8, "weight_levels", lambda: int8.FEW_LEVELS)
+    assert choose_format("auto", device=CPU) == "fp32"
+    assert choose_format("int8", device=CPU) == "int8"
+    monkeypatch.setattr(int8, "weight_levels", lambda: int8.LEVELS)
     assert choose_format("auto", device=CPU) == "int8"
     assert choose_format("auto", device=torch.device("cuda")) == "fp32"
     with pytest.raises(OptionError, match="auto, int8, fp32"):

@@ -97,7 +97,9 @@ def test_the_dial_decides_how_long_frames_wait(recognizer: Recognizer, jfk: np.n
 def test_slots_are_reused_without_a_trace(recognizer: Recognizer, jfk: np.ndarray) -> None:
     """A slot serves both decoders in turn; unwritten rings hold nan and are never read."""
     (slot,) = [recognizer.slots(1).take()]
-    assert slot is not None and slot.head is not None
+    assert slot is not None
+    play(listen(recognizer, slot=slot), jfk[:SAMPLE_RATE])
+    assert slot.head is not None
     with torch.inference_mode():
         for block in slot.head.lookahead.blocks:
             for ring in block.tensors:
@@ -112,12 +114,20 @@ def test_slots_are_reused_without_a_trace(recognizer: Recognizer, jfk: np.ndarra
         assert told(play(listen(recognizer, slot=slot), jfk[: 3 * SAMPLE_RATE])) == expected
 
 
-def test_no_slot_has_a_head_where_there_is_none(tiny_recognizer: Recognizer) -> None:
-    """Memory is taken only for what can be used."""
-    slot = tiny_recognizer.slots(1).take()
-    with_head = transducer_recognizer().slots(1).take()
-    assert slot is not None and with_head is not None
-    assert slot.head is None and slot.n_bytes < with_head.n_bytes
+def test_a_slot_has_a_head_once_a_transducer_reads_it(recognizer: Recognizer) -> None:
+    """Memory is taken only for what is used, and once for all streams of a slot."""
+    slot = recognizer.slots(1).take()
+    assert slot is not None
+    play(recognizer.stream(slot=slot), hiss(1))
+    assert slot.head is None
+    before = slot.n_bytes
+    slot.reset()
+    play(listen(recognizer, slot=slot), hiss(1))
+    head = slot.head
+    assert head is not None and slot.n_bytes > before
+    slot.reset()
+    play(listen(recognizer, slot=slot), hiss(1))
+    assert slot.head is head
 
 
 def test_flush_makes_everything_final(recognizer: Recognizer, jfk: np.ndarray) -> None:
