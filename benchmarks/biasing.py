@@ -29,6 +29,7 @@ from asr import SAMPLE_RATE, ForesoundError, Recognizer
 from asr.batch import Step
 from asr.biasing import DEFAULT_STRENGTH, Strength
 from benchmarks.machine import machine
+from benchmarks.utterances import spread
 from training.evaluate import load_recognizer
 from training.manifest import ManifestError, Utterance, load_audio, read_manifest
 from training.metrics import NO_EDITS, WerResult, count_edits, normalize
@@ -156,9 +157,7 @@ def read_spoken(manifest: Path, common: set[str], *, limit: int, max_terms: int)
         raise ManifestError(
             f"{manifest}: has {len(pool)} rare words, {max_terms} are needed; choose a larger manifest"
         )
-    n_chosen = min(limit, len(utterances))
-    chosen = [utterances[i * len(utterances) // n_chosen] for i in range(n_chosen)]
-    return [_spoken(each, common, pool, max_terms) for each in chosen]
+    return [_spoken(each, common, pool, max_terms) for each in spread(utterances, limit=limit)]
 
 
 def _spoken(utterance: Utterance, common: set[str], pool: Sequence[str], max_terms: int) -> Spoken:

@@ -27,22 +27,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from asr import SAMPLE_RATE, Event, ForesoundError, OptionError, Recognizer, Stream
+from asr import SAMPLE_RATE, Event, ForesoundError, OptionError, Recognizer, Stream, Word
 from asr.batch import Step
 from asr.encoder import FRAME_SAMPLES
 from asr.head import STACK
-from asr.head_files import adapter_hash, load_head
 from asr.transducer_reader import EmissionTiming
 from asr.waits import Waits
 from asr.words import Vocabulary, build_words
 from benchmarks.lookahead_plot import draw
 from benchmarks.machine import machine
+from benchmarks.utterances import evenly_spread
 from training.alignment import teacher_tokenizer
 from training.evaluate import load_recognizer, reference_times
 from training.head_data import FeatureMaker
 from training.head_evaluation import Encoded, stream
 from training.head_setup import Frozen
-from training.manifest import WordTime, load_audio, read_alignments, read_manifest
+from training.manifest import WordTime, load_audio, read_alignments
 from training.metrics import EmissionLog, count_edits, word_latencies
 from training.report import StreamedUtterance, summarize_streams
 
@@ -122,12 +122,9 @@ def read_spoken(
     Raises:
         ForesoundError: A file cannot be used.
     """
-    utterances = [each for each in read_manifest(manifest) if each.text]
     forced = read_alignments(alignments) if alignments else {}
-    n_chosen = min(limit, len(utterances))
-    chosen = [utterances[i * len(utterances) // n_chosen] for i in range(n_chosen)]
     spoken = []
-    for each in tqdm(chosen, desc="word times", file=sys.stderr):
+    for each in tqdm(evenly_spread(manifest, limit=limit), desc="word times", file=sys.stderr):
         samples, text, known = load_audio(each), each.text or "", forced.get(each.id)
         heard = recognizer.transcribe_offline(samples) if known is None else None
         times, _ = reference_times(recognizer, samples, text=text, forced=known, offline_text=heard)
@@ -189,17 +186,29 @@ def measure(recognizer: Recognizer, row: Row, spoken: Sequence[Spoken], *, n_tog
         cpu_s += time.process_time() - began_s
         for each, done, log in zip(group, streams, logs, strict=True):
             text, words = done.transcript.text, done.transcript.words
-            results.append(
-                StreamedUtterance(
-                    chunk_ms=row.chunk_ms,
-                    text=text,
-                    edits=count_edits(each.text, hypothesis=text),
-                    compute_s=0.0,
-                    latencies=word_latencies(log.words(), reference=each.times),
-                    frame_waits_ms=tuple(done.waits.frames_ms()),
-                    word_waits_ms=tuple(done.waits.words_ms(words)),
-                )
-            )
+            results.append(_judge(row, each, text=text, words=words, log=log, waits=done.waits))
+    return _summarize(row, results, spoken, cpu_s=cpu_s)
+
+
+def _judge(
+    row: Row, spoken: Spoken, *, text: str, words: Sequence[Word], log: EmissionLog, waits: Waits
+) -> StreamedUtterance:
+    """What was heard of an utterance beside what was said."""
+    return StreamedUtterance(
+        chunk_ms=row.chunk_ms,
+        text=text,
+        edits=count_edits(spoken.text, hypothesis=text),
+        compute_s=0.0,
+        latencies=word_latencies(log.words(), reference=spoken.times),
+        frame_waits_ms=tuple(waits.frames_ms()),
+        word_waits_ms=tuple(waits.words_ms(words)),
+    )
+
+
+def _summarize(
+    row: Row, results: Sequence[StreamedUtterance], spoken: Sequence[Spoken], *, cpu_s: float
+) -> dict[str, Any]:
+    """A row's numbers, as plain values for JSON."""
     duration_s = sum(len(each.samples) for each in spoken) / SAMPLE_RATE
     numbers = summarize_streams(results, duration_s=duration_s)
     return {**asdict(row), **{key: numbers[key] for key in KEPT}, "cpu_s_per_s": cpu_s / duration_s}
@@ -242,8 +251,7 @@ def measure_head(row: Row, frames: Frames) -> dict[str, Any]:
     if row.head is None:
         raise OptionError(f"{row.name}: with --encode-once every row needs a head")
     frozen, encoded = frames.frozen, frames.of(row.chunk_ms)
-    hashes = {"weights_hash": frozen.base.weights_hash, "adapter_hash": adapter_hash(frozen.adapter)}
-    head, card = load_head(Path(row.head), **hashes)
+    head, card = frozen.read_head(Path(row.head))
     vocabulary = Vocabulary(teacher_tokenizer(frozen.model))
     timing = EmissionTiming.from_ms(lead_ms=card.lead_ms, lag_ms=card.lag_ms)
     logs = [EmissionLog() for _ in encoded]
@@ -260,25 +268,13 @@ def measure_head(row: Row, frames: Frames) -> dict[str, Any]:
     )
     cpu_s = time.process_time() - began_s
     results = []
-    for each, result, log in zip(encoded, streamed, logs, strict=True):
-        text = vocabulary.text(token.id for token in result.tokens)
-        waits = Waits(timing.lag, array("H", result.waits))
-        tokens, end = result.tokens, each.frames.shape[1] * FRAME_SAMPLES
+    for each, frames_of, result, log in zip(frames.spoken, encoded, streamed, logs, strict=True):
+        tokens, end = result.tokens, frames_of.frames.shape[1] * FRAME_SAMPLES
+        text = vocabulary.text(token.id for token in tokens)
         words = build_words(tokens, vocabulary, n_committed=len(tokens), start=0, end=end) if tokens else ()
-        results.append(
-            StreamedUtterance(
-                chunk_ms=row.chunk_ms,
-                text=text,
-                edits=count_edits(each.text, hypothesis=text),
-                compute_s=0.0,
-                latencies=word_latencies(log.words(), reference=each.words),
-                frame_waits_ms=tuple(waits.frames_ms()),
-                word_waits_ms=tuple(waits.words_ms(words)),
-            )
-        )
-    duration_s = sum(len(each.samples) for each in frames.spoken) / SAMPLE_RATE
-    numbers = summarize_streams(results, duration_s=duration_s)
-    return {**asdict(row), **{key: numbers[key] for key in KEPT}, "cpu_s_per_s": cpu_s / duration_s}
+        waits = Waits(timing.lag, array("H", result.waits))
+        results.append(_judge(row, each, text=text, words=words, log=log, waits=waits))
+    return _summarize(row, results, frames.spoken, cpu_s=cpu_s)
 
 
 def format_table(results: Sequence[dict[str, Any]]) -> str:

@@ -23,7 +23,6 @@ from asr import ForesoundError, OptionError
 from asr.bpe import TruncatedBpe
 from asr.frontier import LookPolicy
 from asr.head import STACK, TransducerHead
-from asr.head_files import adapter_hash, load_head
 from benchmarks.machine import machine
 from training.alignment import read_aligned, teacher_tokenizer
 from training.config import DataConfig, HeadLossConfig
@@ -159,8 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         frozen = Frozen.load(args.model, args.adapter, torch.device("cpu"))
-        hashes = {"weights_hash": frozen.base.weights_hash, "adapter_hash": adapter_hash(frozen.adapter)}
-        head, _ = load_head(args.head, **hashes)
+        head, _ = frozen.read_head(args.head)
         looks = sorted({0, 1, head.config.max_look // 2, head.config.max_look})
         config, losses = HeadLossConfig(late_s=args.late_s), {}
         for chunk_ms in (80, 300):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from training.manifest import Utterance, read_manifest
@@ -20,6 +21,10 @@ def evenly_spread(manifest: Path, *, limit: int) -> list[Utterance]:
     Raises:
         ManifestError: The manifest cannot be read.
     """
-    every = [utterance for utterance in read_manifest(manifest) if utterance.text]
-    n_chosen = min(limit, len(every))
-    return [every[i * len(every) // n_chosen] for i in range(n_chosen)]
+    return spread([utterance for utterance in read_manifest(manifest) if utterance.text], limit=limit)
+
+
+def spread(utterances: Sequence[Utterance], *, limit: int) -> list[Utterance]:
+    """At most ``limit`` of some utterances, evenly spread; those of half the limit are among them."""
+    n_chosen = min(limit, len(utterances))
+    return [utterances[i * len(utterances) // n_chosen] for i in range(n_chosen)]

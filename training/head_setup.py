@@ -14,7 +14,7 @@ from asr.checkpoint import Checkpoint, load_checkpoint
 from asr.encoder import CausalEncoder, Chunking
 from asr.errors import OptionError
 from asr.head import HeadConfig, TransducerHead
-from asr.head_files import adapter_hash, load_head
+from asr.head_files import HeadCard, adapter_hash, load_head
 from asr.recognizer import LEFT_CONTEXT_S
 from training.alignment import AlignedUtterance, teacher_tokenizer
 from training.config import HeadTrainConfig
@@ -55,6 +55,11 @@ class Frozen:
         """The base model."""
         return self.base.model
 
+    def read_head(self, folder: Path) -> tuple[TransducerHead, HeadCard]:
+        """A head that was trained on this encoder, as :func:`asr.head_files.load_head` reads it."""
+        hashes = {"weights_hash": self.base.weights_hash, "adapter_hash": adapter_hash(self.adapter)}
+        return load_head(folder, **hashes)
+
     def chunking(self, chunk_ms: int) -> Chunking:
         """Chunks as the adapter was trained with."""
         return Chunking.from_ms(chunk_ms, initial=self.initial_chunks, left_context_s=self.left_context_s)
@@ -87,8 +92,7 @@ def new_head(config: HeadTrainConfig, frozen: Frozen) -> TransducerHead:
         if config.whisper_embeddings:
             head.transducer.start_from_embeddings(frozen.model.decoder.token_embedding.weight.cpu())
         return head
-    hashes = {"weights_hash": frozen.base.weights_hash, "adapter_hash": adapter_hash(frozen.adapter)}
-    start, _ = load_head(config.start_from, **hashes)
+    start, _ = frozen.read_head(config.start_from)
     _check_look(config.fixed_look, config.drawn_looks, start.config)
     head = TransducerHead(start.config, dropout=config.dropout)
     head.load_state_dict(start.state_dict())
