@@ -47,6 +47,8 @@ def attend(
     if bias is not None:
         assert visible is not None
         visible = bias.to(query.dtype).masked_fill(~visible, -torch.inf)
+    if visible is not None and visible.dim() == 3:
+        visible = visible[None]  # torch's fast kernels take no mask of three dimensions
     mixed = F.scaled_dot_product_attention(
         split_heads(query, n_head),
         split_heads(key, n_head),

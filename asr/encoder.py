@@ -115,7 +115,7 @@ class EncoderJob:
         mel: ``[1, M, 2 + 2 T + 1]`` scaled mel frames: two of past (zeros before a stream's first), the new
             ones, and one of future.
         state: The stream's state; the step advances it.
-        chunking: The stream's chunks; the step must end at a chunk's end.
+        chunking: The stream's chunks; a step that does not end with one is a draft, to be taken back.
     """
 
     mel: Tensor

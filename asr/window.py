@@ -63,6 +63,7 @@ class WindowMark:
 
     position: int
     n_next: int
+    n_drafted: int
     n_mel: int
     mel_state: LogMelState
     encoder: EncoderState
@@ -79,7 +80,15 @@ class Window:
         cross: The window's frames as the decoder sees them.
     """
 
-    def __init__(self, log_mel: LogMel, chunking: Chunking, slot: Slot, *, fills_cross: bool = True) -> None:
+    def __init__(
+        self,
+        log_mel: LogMel,
+        chunking: Chunking,
+        slot: Slot,
+        *,
+        fills_cross: bool = True,
+        draft_size: int | None = None,
+    ) -> None:
         """Start at the stream's first sample.
 
         Args:
@@ -87,8 +96,11 @@ class Window:
             chunking: The encoder's chunks.
             slot: Fresh, and from now on the window's alone.
             fills_cross: Whisper's decoder reads the window, from ``cross``.
+            draft_size: Encoder frames after which the beginning of a chunk is encoded as a draft; None is
+                never.
         """
         self.chunking = chunking
+        self._draft_size = draft_size
         self.cross = slot.cross
         self._fills_cross = fills_cross
         self._log_mel = log_mel
@@ -122,13 +134,24 @@ class Window:
     @property
     def due(self) -> int:
         """Samples that must have been heard for the next step."""
-        return self.next_end + LogMel.latency
+        return self._due(self.n_next)
+
+    @property
+    def draft_due(self) -> int | None:
+        """Samples that must have been heard for the next draft; None if the whole chunk comes first."""
+        n_frames = self._n_drafted + (self._draft_size or self.n_next)
+        return self._due(n_frames) if n_frames < self.n_next else None
+
+    def _due(self, n_frames: int) -> int:
+        end = self.anchor + MEL_PER_FRAME * (self.position + n_frames)
+        return end * LogMel.block_size + LogMel.latency
 
     def restart(self, anchor: int, *, n_frames: int) -> None:
         """Begin a new window at mel frame ``anchor`` whose first step has ``n_frames`` encoder frames."""
         self.anchor = anchor
         self.position = 0
         self.n_next = n_frames
+        self._n_drafted = 0
         self.cross.n_frames = 0
         self._encoder_state.position = 0
         self._peak = torch.full((1,), PEAK_FLOOR, device=self._device)
@@ -140,6 +163,7 @@ class Window:
         return WindowMark(
             self.position,
             self.n_next,
+            self._n_drafted,
             self._history.n_frames,
             self._mel_state,
             self._encoder_state.copy(),
@@ -149,7 +173,7 @@ class Window:
 
     def go_back(self, mark: WindowMark) -> None:
         """Forget everything heard and encoded since ``mark``, if the window has not restarted since."""
-        self.position, self.n_next = mark.position, mark.n_next
+        self.position, self.n_next, self._n_drafted = mark.position, mark.n_next, mark.n_drafted
         self.cross.n_frames = mark.position
         self._history.n_frames, self._mel_state = mark.n_mel, mark.mel_state
         self._encoder_state.assign(mark.encoder)
@@ -162,15 +186,41 @@ class Window:
 
     def next_job(self) -> WindowJob:
         """The next step; :attr:`due` samples must have been heard."""
-        start = self.anchor + MEL_PER_FRAME * self.position + (1 if self.position else 0)
-        end = self.anchor + MEL_PER_FRAME * (self.position + self.n_next) + 1
-        new, self._peak = self._norm.step(self._history.read(start, end), self._peak)
-        mel = torch.cat([self._scaled, new], dim=-1)
+        mel, self._peak = self._scale(self.n_next)
         self._scaled = mel[..., -MEL_CONTEXT - 1 :]
-        cross = self.cross if self._fills_cross else None
-        return WindowJob(EncoderJob(mel, self._encoder_state, self.chunking), cross)
+        return self._job(mel)
 
     def accept(self) -> None:
         """Go on after the step."""
         self.position += self.n_next
         self.n_next = self.chunking.next_size(self.position)
+        self._n_drafted = 0
+
+    def draft_job(self) -> WindowJob:
+        """The beginning of the next chunk, up to :attr:`draft_due`; :meth:`drop_draft` takes it back."""
+        self.skip_draft()
+        return self._job(self._scale(self._n_drafted)[0])
+
+    def skip_draft(self) -> None:
+        """Pass over the next draft."""
+        assert self._draft_size, "this window makes no drafts"
+        self._n_drafted += self._draft_size
+
+    def drop_draft(self) -> None:
+        """Forget the frames of a draft.
+
+        What they took the place of in the encoder's ring is older than what the chunk looks back on.
+        """
+        self._encoder_state.position = self.position
+        self.cross.n_frames = self.position
+
+    def _scale(self, n_frames: int) -> tuple[Tensor, Tensor]:
+        """Scaled mel frames of the next ``n_frames`` encoder frames with their context, and the new peak."""
+        start = self.anchor + MEL_PER_FRAME * self.position + (1 if self.position else 0)
+        end = self.anchor + MEL_PER_FRAME * (self.position + n_frames) + 1
+        new, peak = self._norm.step(self._history.read(start, end), self._peak)
+        return torch.cat([self._scaled, new], dim=-1), peak
+
+    def _job(self, mel: Tensor) -> WindowJob:
+        cross = self.cross if self._fills_cross else None
+        return WindowJob(EncoderJob(mel, self._encoder_state, self.chunking), cross)

@@ -148,6 +148,22 @@ def add_speech_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_draft_argument(parser: argparse.ArgumentParser, *, default: str = "none") -> None:
+    """Add ``--draft-ms``.
+
+    Args:
+        parser: A subcommand's parser; gets draft_ms.
+        default: What the help text says of it.
+    """
+    parser.add_argument(
+        "--draft-ms",
+        type=chunk_ms,
+        metavar="N",
+        help="show what is heard of longer chunks so often; what whole chunks say is committed "
+        f"(default: {default})",
+    )
+
+
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which server recognises, and how.
 
@@ -172,6 +188,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="chunk size, 40 to 1000 in steps of 20 (default: the server's)",
     )
+    add_draft_argument(parser, default="the server's")
     add(
         "--latency",
         type=latency,

@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from clients.common import DECODERS, add_weights_arguments, bounded_int, chunk_ms, latency, positive_int
+from clients.common import (
+    DECODERS,
+    add_draft_argument,
+    add_weights_arguments,
+    bounded_int,
+    chunk_ms,
+    latency,
+    positive_int,
+)
 
 
 def register(subparsers: argparse._SubParsersAction[Any], *, epilog: str) -> None:
@@ -69,7 +77,9 @@ def serve(args: argparse.Namespace) -> int:
         rest_port=args.rest_port,
         upload_bytes=args.max_upload_bytes,
         limits=limits,
-        defaults=StreamSettings(decoder=args.decoder, latency=args.latency, chunk_ms=args.chunk_ms),
+        defaults=StreamSettings(
+            decoder=args.decoder, latency=args.latency, chunk_ms=args.chunk_ms, draft_ms=args.draft_ms
+        ),
         token_file=args.token_file,
         operator_token_file=args.operator_token_file,
         no_auth=args.no_auth,
@@ -109,6 +119,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="chunk size for clients that give none, 40 to 1000 in steps of 20 (default: 300)",
     )
+    add_draft_argument(parser)
     add("--device", default="cpu", help="torch device (default: cpu)")
     add(
         "--threads",

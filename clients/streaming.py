@@ -75,6 +75,7 @@ class StreamingClient:
         decoder: str | None = None,
         language: str | None = None,
         chunk_ms: int | None = None,
+        draft_ms: int | None = None,
         latency: str | float | None = None,
         beam_size: int | None = None,
         interim: bool = True,
@@ -102,6 +103,7 @@ class StreamingClient:
             decoder: whisper or transducer.
             language: Language code.
             chunk_ms: Chunk size, 40 to 1000 in steps of 20.
+            draft_ms: Show what is heard of longer chunks so often.
             latency: minimal, low, medium or high, instead of ``chunk_ms``; with the transducer also how far
                 it looks ahead, by name or as a number of ms.
             beam_size: 1 is greedy.
@@ -137,6 +139,7 @@ class StreamingClient:
             decoder=decoder,
             language=language,
             chunk_ms=chunk_ms,
+            draft_ms=draft_ms,
             latency=latency,
             beam_size=beam_size,
             prompt=prompt,

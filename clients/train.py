@@ -13,6 +13,7 @@ from typing import Any
 
 from clients.common import (
     EXIT_USAGE,
+    add_draft_argument,
     add_model_arguments,
     bounded_int,
     chunk_ms,
@@ -262,6 +263,7 @@ def _register_evaluate(subparsers: argparse._SubParsersAction[Any], look: dict[s
         metavar="N[,N...]",
         help="chunk sizes, 40 to 1000 (default: 300)",
     )
+    add_draft_argument(parser)
     add("--limit", type=positive_int, metavar="N", help="only the first N utterances")
     add("--alignments", type=Path, metavar="A.jsonl", help="reference word times, to measure latency against")
     add("--workers", type=bounded_int(1), default=1, metavar="N", help="processes (default: 1)")
@@ -290,6 +292,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
         decoder=args.decoder,
         latency=args.latency,
         chunk_ms=args.chunk_ms,
+        draft_ms=args.draft_ms,
         beam_size=args.beam,
         second_pass=args.second_pass,
         limit=args.limit,

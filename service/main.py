@@ -91,5 +91,10 @@ def _load(
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise OptionError(f"device '{device}' cannot be used ({reason}); try --device cpu") from error
     # A default that the model refuses is better found now than by every client.
-    recognizer.stream(decoder=defaults.decoder, latency=defaults.latency, chunk_ms=defaults.chunk_ms)
+    recognizer.stream(
+        decoder=defaults.decoder,
+        latency=defaults.latency,
+        chunk_ms=defaults.chunk_ms,
+        draft_ms=defaults.draft_ms,
+    )
     return recognizer

@@ -86,6 +86,7 @@ def parse_fields(fields: Mapping[str, Sequence[str]], opening: Opening) -> Trans
     settings = replace(
         opening.defaults,
         chunk_ms=_CHUNK_MS,
+        draft_ms=None,
         language=language,
         prompt=_one(fields, "prompt")[-_PROMPT_CHARS:] or None,
         hotwords=_keywords(fields),

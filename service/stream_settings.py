@@ -56,6 +56,7 @@ class StreamSettings:
 
     decoder: str = "whisper"
     chunk_ms: int = 300
+    draft_ms: int | None = None
     beam_size: int = 1
     language: str | None = None
     prompt: str | None = None

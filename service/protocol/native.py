@@ -168,6 +168,9 @@ def _start(message: StartMessage, defaults: StreamSettings) -> Command:
         names = ", ".join(LATENCY_MS)
         text = f"latency is {_shown(latency)}; expected one of {names}, a number is for the transducer"
         return Problem("invalid_field", text, field="latency")
+    if message.draft_ms is not None and looks_ahead:
+        text = "draft_ms is for the whisper decoder; leave it out with the transducer"
+        return Problem("invalid_field", text, field="draft_ms")
     chunk_ms = LATENCY_MS[latency] if isinstance(latency, str) else None
     return Start(
         audio=AudioFormat(
@@ -179,6 +182,7 @@ def _start(message: StartMessage, defaults: StreamSettings) -> Command:
             decoder=decoder,
             latency=(defaults.latency if latency is None else latency) if looks_ahead else None,
             chunk_ms=message.chunk_ms or chunk_ms or defaults.chunk_ms,
+            draft_ms=None if looks_ahead else message.draft_ms or defaults.draft_ms,
             beam_size=message.beam_size,
             language=message.language,
             prompt=message.prompt,
@@ -276,6 +280,7 @@ def _ready(ready: Ready) -> dict[str, Any]:
             "latency": settings.latency,
             "language": settings.language,
             "chunk_ms": settings.chunk_ms,
+            "draft_ms": settings.draft_ms,
             "beam_size": settings.beam_size,
             "interim": start.interim,
             "words": start.words,

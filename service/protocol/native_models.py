@@ -43,6 +43,9 @@ class StartMessage(_Message):
     chunk_ms: int | None = Field(
         default=None, ge=40, le=1000, multiple_of=20, description="an integer from 40 to 1000 in steps of 20"
     )
+    draft_ms: int | None = Field(
+        default=None, ge=40, le=1000, multiple_of=20, description="an integer from 40 to 1000 in steps of 20"
+    )
     latency: (
         Literal["minimal", "low", "medium", "high"]
         | Annotated[float, Field(ge=0, le=2000, allow_inf_nan=False)]
