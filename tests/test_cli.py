@@ -34,13 +34,21 @@ def test_evaluate_passes_its_arguments(monkeypatch: Any, capsys: Any) -> None:
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(evaluate, "run", lambda **options: calls.append(options) or 0)
     arguments = ["evaluate", "--manifest", "m.jsonl", "--chunk-ms", "80,300", "--limit", "5", "--no-offline"]
+    arguments += ["--draft-ms", "60"]
     arguments += ["--also", "a", "--also", "b,none"]
     assert main(arguments) == 0
     assert calls == [
         {"manifest": Path("m.jsonl"), "model": "tiny.en", "adapter": "auto", "head": "auto"}
         | {"weights": "auto"}
         | {"decoder": "whisper", "latency": None}
-        | {"chunk_ms": [80, 300], "beam_size": 1, "second_pass": False, "limit": 5, "alignments": None}
+        | {
+            "chunk_ms": [80, 300],
+            "draft_ms": 60,
+            "beam_size": 1,
+            "second_pass": False,
+            "limit": 5,
+            "alignments": None,
+        }
         | {"workers": 1, "output": None, "offline": False, "also": ["a", "b,none"], "report": None}
     ]
     assert main(["evaluate", "--manifest", "m.jsonl", "--chunk-ms", "80,20"]) == 2

@@ -40,11 +40,13 @@ def dataset(tmp_path: Path):  # noqa: ANN201
     (tmp_path / "s-c-0099.wav").write_bytes(b"broken")
     broken = Utterance("s-c-0099", tmp_path / "s-c-0099.wav", 3.0, None, "s", "librispeech", 99)
 
-    def build(seed: int = 1, **settings: object) -> StreamDataset:
+    def build(seed: int = 1, n_replayed: int = 0, **settings: object) -> StreamDataset:
         config = DataConfig(tmp_path, tmp_path, batch_s=60.0, **settings)  # type: ignore[arg-type]
+        spoken = [u for u, _ in pairs]
         return StreamDataset(
             config,
-            utterances=[*(u for u, _ in pairs), mute, broken],
+            utterances=[*spoken[: len(spoken) - n_replayed], mute, broken],
+            replayed=spoken[len(spoken) - n_replayed :],
             aligned={a.id: a for _, a in pairs},
             noises=[mute],
             tokenizer=TOKENIZER,
@@ -66,6 +68,25 @@ def test_same_seed_same_data(dataset) -> None:  # noqa: ANN001
     a, b = first.load(item), again.load(item)
     assert np.array_equal(a.noisy, b.noisy)
     assert a.tokens == b.tokens
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_general_recordings_are_replayed(dataset, share: float) -> None:  # noqa: ANN001
+    """Their share of an epoch is what is asked for, and none is left out for long."""
+    settings = {"n_replayed": 6, "replay_share": share, "noise_only_share": 0.0, "short_share": 1.0}
+    data = dataset(**settings)
+    seconds: dict[bool, float] = {True: 0.0, False: 0.0}
+    seen = set()
+    for epoch in range(20):
+        used = [u for batch in data.plan(epoch) for item in batch for u in item.utterances]
+        own = [u for u in used if u.line <= 6 or u.line > 90]
+        assert len(own) == len({u.id for u in own}) == 8
+        for utterance in used:
+            seconds[utterance not in own] += utterance.duration_s
+            seen.add(utterance.id)
+    assert len(seen) == 14
+    assert seconds[True] / sum(seconds.values()) == pytest.approx(share, abs=0.07)
+    assert data.plan(0) == dataset(**settings).plan(0)
 
 
 def test_an_epoch_holds_every_utterance_once(dataset) -> None:  # noqa: ANN001

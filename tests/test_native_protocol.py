@@ -48,6 +48,7 @@ def test_every_field_of_start_arrives() -> None:
         decoder="whisper",
         language="en",
         chunk_ms=80,
+        draft_ms=40,
         beam_size=2,
         interim=False,
         words=False,
@@ -61,7 +62,7 @@ def test_every_field_of_start_arrives() -> None:
     ) == Start(
         audio=AudioFormat("mulaw", 8000, 2),
         settings=StreamSettings(
-            "whisper", 80, 2, "en", "Dear Sir", True, 500, 10.0, hotwords=("foresound", "Whisper")
+            "whisper", 80, 40, 2, "en", "Dear Sir", True, 500, 10.0, hotwords=("foresound", "Whisper")
         ),
         interim=False,
         words=False,
@@ -142,6 +143,7 @@ def test_unknown_types_are_answered_with_the_known_ones(text: str) -> None:
         ("chunk_ms", 50, "an integer from 40 to 1000 in steps of 20"),
         ("chunk_ms", 20, "an integer from 40 to 1000 in steps of 20"),
         ("chunk_ms", 1020, "an integer from 40 to 1000 in steps of 20"),
+        ("draft_ms", 1020, "an integer from 40 to 1000 in steps of 20"),
         ("latency", "tiny", LATENCIES),
         ("latency", -1, LATENCIES),
         ("latency", 2001.0, LATENCIES),
@@ -187,6 +189,15 @@ def test_chunk_ms_and_latency_contradict_each_other() -> None:
     """Only one of the two may be given, and no other latency, where Whisper's decoder reads."""
     assert start(chunk_ms=80, latency="low").field == "latency"
     assert start(latency=80).field == "latency"
+
+
+def test_drafts_are_for_whispers_decoder() -> None:
+    """The transducer shows at once what it hears; the server's own setting is for the other decoder only."""
+    assert start(decoder="transducer", draft_ms=80).field == "draft_ms"
+    defaults = StreamSettings(chunk_ms=600, draft_ms=200)
+    for fields, draft_ms in (({}, 200), ({"draft_ms": 100}, 100), ({"decoder": "transducer"}, None)):
+        begun: Any = parse(json.dumps({"type": "start", **fields}), defaults)
+        assert begun.settings.draft_ms == draft_ms
 
 
 def test_latency_turns_the_transducers_dial() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,15 +27,16 @@ from asr.checkpoint import Checkpoint, load_checkpoint
 from asr.encoder import Chunking
 from asr.errors import AdapterError, OptionError
 from asr.recognizer import Recognizer
-from training.alignment import read_aligned, teacher_tokenizer
+from training.alignment import teacher_tokenizer
 from training.cards import trained_on
 from training.config import TrainConfig
 from training.dataset import StreamDataset
 from training.dev_sets import DevSet, load_dev_sets
 from training.losses import StreamLoss
-from training.manifest import ManifestError, read_manifest
+from training.manifest import read_manifest
 from training.robust import WordBeliefs
 from training.run_log import RunLog
+from training.speech import read_speech
 from training.workers import Workers
 
 _ATTENTION = ("query", "key", "value", "out")
@@ -92,13 +92,14 @@ def prepare(config: TrainConfig) -> AdapterRun:
     config.output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     dev_sets = load_dev_sets(config)
-    aligned = read_aligned(config.data.aligned)
+    speech = read_speech(config.data)
     base = load_checkpoint(config.model, device=workers.device)
     tokenizer = teacher_tokenizer(base.model)
     dataset = StreamDataset(
         config.data,
-        utterances=checked_utterances(config.data.manifest, set(aligned)),
-        aligned=aligned,
+        utterances=speech.utterances,
+        replayed=speech.replayed,
+        aligned=speech.aligned,
         noises=read_manifest(config.data.noise_manifest) if config.data.noise_manifest else [],
         tokenizer=tokenizer,
         margin_s=config.loss.margin_s,
@@ -117,7 +118,7 @@ def prepare(config: TrainConfig) -> AdapterRun:
         gradient_checkpointing=config.gradient_checkpointing,
     )
     log = RunLog(config.output, tensorboard=config.tensorboard, is_writer=workers.is_main)
-    beliefs = WordBeliefs(config.robust, aligned)
+    beliefs = WordBeliefs(config.robust, speech.aligned)
     prepared = workers.prepare(optimizer)
     return AdapterRun(
         config, workers, base, wrapped, parameters, prepared, dataset, beliefs, dev_sets, loss, log
@@ -145,37 +146,6 @@ def check_settings(config: TrainConfig) -> None:
             raise OptionError(f"{name} must be at least 1, not {getattr(config, name)}")
     if config.learning_rate <= 0:
         raise OptionError(f"learning_rate must be above 0, not {config.learning_rate}")
-
-
-def checked_utterances(manifest: Path, aligned: set[str]) -> list[Any]:
-    """The utterances of a manifest that can be trained on.
-
-    Args:
-        manifest: The training manifest.
-        aligned: Ids of utterances with word times.
-
-    Raises:
-        ManifestError: There are none, or none of the transcripts is aligned.
-    """
-    utterances = read_manifest(manifest)
-    missing = [u for u in utterances if not u.audio.is_file()]
-    if missing:
-        first = missing[0]
-        warnings.warn(
-            f"{manifest}: {len(missing)} audio files are missing, such as {first.audio}, line {first.line}; "
-            "left out",
-            stacklevel=2,
-        )
-    found = [u for u in utterances if u.audio.is_file()]
-    usable = [u for u in found if u.text is None or u.id in aligned]
-    if not any(u.id in aligned for u in usable):
-        raise ManifestError(
-            f"{manifest}: no utterance in it has word times; run foresound align on it, and give its output"
-        )
-    if len(usable) < len(found):
-        n_left = len(found) - len(usable)
-        warnings.warn(f"{manifest}: {n_left} utterances are not aligned, or wrong; left out", stacklevel=2)
-    return usable
 
 
 def target_modules(config: TrainConfig) -> str:

@@ -23,6 +23,7 @@ def trained_on(data: DataConfig, *, with_text: bool = False) -> list[str]:
     """
     return [
         *_corpora(data.manifest, with_text),
+        *(_corpora(data.replay_manifest, with_text) if data.replay_manifest else ()),
         *(_corpora(data.noise_manifest) if data.noise_manifest else ()),
     ]
 

@@ -31,6 +31,9 @@ class DataConfig:
     prompt_share: float = 0.35  # of streams with a known past are given it as prompt
     cut_share: float = 0.3  # of streams begin in the middle of an utterance, as after re-anchoring
     min_confidence: float = 0.05  # words below it, and those beside them, are not trained on
+    replay_manifest: Path | None = None  # general recordings, trained on too so that they are not forgotten
+    replay_aligned: Path | None = None  # their word times
+    replay_share: float = 0.5  # of each epoch's audio
 
 
 @dataclass(frozen=True)

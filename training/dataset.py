@@ -82,6 +82,7 @@ class StreamDataset:
         margin_s: float,
         seed: int,
         spelling: TruncatedBpe | None = None,
+        replayed: Sequence[Utterance] = (),
     ) -> None:
         """Keep what epochs are drawn from; only the noises are read here.
 
@@ -94,9 +95,13 @@ class StreamDataset:
             margin_s: How long after its end a word is due.
             seed: Of all random draws.
             spelling: What texts are cut into tokens by; None is the tokenizer.
+            replayed: Others like them, of which each epoch draws its ``replay_share``.
         """
         self._config = config
-        self._chains = _chains([u for u in utterances if u.text is None or u.id in aligned])
+        self._chains, self._replayed = (
+            _chains([u for u in several if u.text is None or u.id in aligned])
+            for several in (utterances, replayed)
+        )
         self._aligned = aligned
         self._noises = [sound for sound in map(_read, noises) if sound is not None]
         self._tokenizer = tokenizer
@@ -109,6 +114,7 @@ class StreamDataset:
         """The batches of an epoch; each holds streams of similar length."""
         rng = np.random.default_rng([self._seed, epoch])
         items = [item for chain in self._chains for item in self._split(chain, rng)]
+        items += self._replay(sum(map(_length_s, items)), rng)
         n_noise = round(len(items) * self._config.noise_only_share) if self._noises else 0
         items += [Item((), None, int(rng.integers(2**31))) for _ in range(n_noise)]
         items.sort(key=lambda item: _length_s(item) * rng.uniform(0.9, 1.1))
@@ -158,6 +164,19 @@ class StreamDataset:
                 previous, group, target = group[-1], [], self._target_s(rng)
             group.append(utterance)
         yield Item(tuple(group), previous, int(rng.integers(2**31)))
+
+    def _replay(self, own_s: float, rng: np.random.Generator) -> list[Item]:
+        """Streams of general recordings beside ``own_s`` seconds of the others."""
+        share = self._config.replay_share
+        missing_s = own_s * share / (1 - share) if self._replayed else 0.0
+        drawn: list[Item] = []
+        while missing_s > 0:
+            items = [item for chain in self._replayed for item in self._split(chain, rng)]
+            for index in rng.permutation(len(items)):
+                if missing_s > 0:
+                    drawn.append(items[index])
+                    missing_s -= _length_s(items[index])
+        return drawn
 
     def _target_s(self, rng: np.random.Generator) -> float:
         if rng.random() < self._config.short_share:

@@ -23,7 +23,7 @@ from asr.frontier import LookPolicy
 from asr.head import HEAD_FRAME_MS, TransducerHead
 from asr.head_files import HeadCard, adapter_hash, save_head
 from asr.words import Vocabulary
-from training.alignment import read_aligned, teacher_tokenizer
+from training.alignment import teacher_tokenizer
 from training.cards import trained_on
 from training.config import DataConfig, HeadLossConfig, HeadTrainConfig
 from training.head_data import HeadBatch, load_batch
@@ -32,6 +32,7 @@ from training.head_losses import HeadLoss, HeadLossParts, hard_delays
 from training.head_setup import DevSets, Frozen, dataset, dev_sets, feature_maker, new_head, store
 from training.run_log import RunLog
 from training.runs import Loaded, Position, load_batches, parse_settings, warm_cosine
+from training.speech import read_speech
 from training.workers import Workers
 
 
@@ -94,10 +95,10 @@ class _Run:
         optimizer = workers.prepare(_optimizer(config, head, loss_of))
         log = RunLog(config.output, tensorboard=config.tensorboard, is_writer=workers.is_main)
         progress = _resume(config, head, loss_of, optimizer)
-        aligned = read_aligned(config.data.aligned)
+        speech = read_speech(config.data, with_text=True)
         maker = feature_maker(config, frozen)
-        sets = dev_sets(config, frozen, maker, aligned)
-        data = dataset(config, frozen, aligned)
+        sets = dev_sets(config, frozen, maker, speech.aligned)
+        data = dataset(config, frozen, speech)
         batches = load_batches(
             data,
             Position(progress.epoch, progress.batch),

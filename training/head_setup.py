@@ -24,6 +24,7 @@ from training.head_data import FeatureMaker, FeatureStore, fingerprint
 from training.head_evaluation import Encoded, encode_utterances
 from training.manifest import read_manifest
 from training.runs import every_nth
+from training.speech import Speech
 
 N_TIMED = 40  # training utterances on which a card's timing is measured
 MAX_DEV_S = 29.0  # longer ones do not fit the encoder's window
@@ -109,13 +110,14 @@ def _check_look(fixed_look: tuple[int, ...], drawn_looks: tuple[int, ...], sizes
         raise OptionError(f"drawn_looks must be numbers from 0 to {max_look}, not {drawn_looks}")
 
 
-def dataset(config: HeadTrainConfig, frozen: Frozen, aligned: dict[str, AlignedUtterance]) -> StreamDataset:
+def dataset(config: HeadTrainConfig, frozen: Frozen, speech: Speech) -> StreamDataset:
     """Streams of the utterances whose words are known, spelled in the head's tokens."""
     data, tokenizer = config.data, teacher_tokenizer(frozen.model)
     return StreamDataset(
         data,
-        utterances=[u for u in read_manifest(data.manifest) if u.text is not None],
-        aligned=aligned,
+        utterances=speech.utterances,
+        replayed=speech.replayed,
+        aligned=speech.aligned,
         noises=read_manifest(data.noise_manifest) if data.noise_manifest else [],
         tokenizer=tokenizer,
         margin_s=0.0,
