@@ -37,6 +37,7 @@ class AdapterCard:
         base_weights_hash: Hash of the base weights it fits, as in :class:`asr.checkpoint.Checkpoint`.
         initial_chunks: Extra chunks in a window's first chunk, as trained.
         left_context_s: Seconds of visible past, as trained.
+        language: Code of the language it was trained on, None where that is the base weights' only one.
         license: Licence of the adapter's own weights.
         data: What it was trained on, with licences.
         training: Steps, hours, settings.
@@ -47,6 +48,7 @@ class AdapterCard:
     base_weights_hash: str
     initial_chunks: int = 1
     left_context_s: float = 10.0
+    language: str | None = None
     license: str = ""
     data: list[str] = field(default_factory=list)
     training: dict[str, Any] = field(default_factory=dict)

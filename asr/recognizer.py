@@ -67,6 +67,7 @@ class Recognizer:
         name: str,
         initial: int = 1,
         left_context_s: float = LEFT_CONTEXT_S,
+        language: str | None = None,
         head: tuple[TransducerHead, HeadCard] | None = None,
         weights: str = "fp32",
     ) -> None:
@@ -78,6 +79,8 @@ class Recognizer:
             name: What to call it.
             initial: Extra chunks in a window's first chunk, as the adapter was trained.
             left_context_s: Seconds of visible past that streams use unless told otherwise.
+            language: Code of the language that they speak unless told otherwise; None is the model's only
+                one, or found out.
             head: The transducer's, trained on ``streaming_model``; without one there is no transducer.
             weights: Format in which ``streaming_model`` is computed, as in :meth:`load`.
 
@@ -90,6 +93,7 @@ class Recognizer:
         self.streaming_model = streaming_model
         self._initial = initial
         self._left_context_s = left_context_s
+        self._default_language = language
         self._head_card = head[1] if head else None
         self._engine = Engine(
             base_model,
@@ -156,6 +160,7 @@ class Recognizer:
             name=checkpoint.name,
             initial=card.initial_chunks,
             left_context_s=min(card.left_context_s, LEFT_CONTEXT_S),
+            language=card.language,
             head=loaded_head,
             weights=weights,
         )
@@ -210,8 +215,9 @@ class Recognizer:
             beam_size: Hypotheses, 1 to 16; 1 is greedy.
             open_tokens: Newest tokens that are never committed before the segment ends, 0 to 16; the
                 transducer's own affair.
-            language: Code or English name of the language spoken; None is the model's only one, or found out
-                from the first seconds; a transducer speaks its head's, English unless told otherwise.
+            language: Code or English name of the language spoken; None is the adapter's or the model's only
+                one, or found out from the first seconds; a transducer speaks its head's, English unless told
+                otherwise.
             prompt: Text before the speech, for names and style; a transducer has no use for it.
             hotwords: Names and terms to expect, at most 100 of 1 to 100 characters.
             hotword_strength: How much they are preferred.
@@ -314,7 +320,7 @@ class Recognizer:
 
     def _language(self, language: str | None) -> str | None:
         if language is None:
-            return None
+            return self._default_language
         code = TO_LANGUAGE_CODE.get(language.lower(), language.lower())
         if code not in self.languages:
             raise OptionError(

@@ -428,6 +428,22 @@ def test_languages(tiny_recognizer: Recognizer, multilingual: Recognizer) -> Non
         multilingual.stream(language="klingon")
 
 
+def test_an_adapters_language_is_not_looked_for(
+    multilingual: Recognizer, jfk: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streams speak it from the first word on, unless told otherwise."""
+
+    def refuse(*_: object) -> str:
+        raise AssertionError("the language is known")
+
+    monkeypatch.setattr("asr.offline.detect_language", refuse)
+    models = multilingual.base_model, multilingual.streaming_model
+    english = Recognizer(*models, name="tiny-adapted", language="en")
+    samples = jfk[: 3 * SAMPLE_RATE]
+    assert told(play(english.stream(), samples)) == told(play(multilingual.stream(language="en"), samples))
+    assert told(play(english.stream(language="de"), samples)) != told(play(english.stream(), samples))
+
+
 @pytest.mark.parametrize("seconds", [1.5, 5.0])
 def test_language_is_detected(multilingual: Recognizer, jfk: np.ndarray, seconds: float) -> None:
     """Without a language the first seconds decide, even if there are hardly any."""

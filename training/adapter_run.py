@@ -254,6 +254,7 @@ def card(run: AdapterRun, progress: Progress) -> AdapterCard:
         base_weights_hash=run.base.weights_hash,
         initial_chunks=config.initial_chunks,
         left_context_s=config.left_context_s,
+        language=teacher_tokenizer(run.base.model).language,
         license=config.license,
         data=trained_on(config.data),
         training={
