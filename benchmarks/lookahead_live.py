@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     late = [lateness(each.words, words) for each in both]
     print(f"{'word':16s}{'spoken until':>14s}" + "".join(f"{end:>12s}" for end in args.ends))
     for i, word in enumerate(words):
-        cells = ["-" if each[i] is None else f"+{each[i]:.0f} ms" for each in late]
+        cells = ["-" if each[i] is None else f"{each[i]:+.0f} ms" for each in late]
         print(f"{word.word:16s}{word.end_s:12.2f} s" + "".join(f"{cell:>12s}" for cell in cells))
     summary = {}
     for end, each, times in zip(args.ends, both, late, strict=True):
