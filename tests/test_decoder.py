@@ -95,7 +95,8 @@ def test_truncate_then_step_forgets(decoder: Decoder) -> None:
     state.truncate(3)
     again = decoder.step([DecoderJob(tokens[1:, :4], state, cross)])[0].logits
     decoder.step([DecoderJob(tokens[:1, :3], fresh, cross)])
-    torch.testing.assert_close(again, decoder.step([DecoderJob(tokens[1:, :4], fresh, cross)])[0].logits)
+    expected = decoder.step([DecoderJob(tokens[1:, :4], fresh, cross)])[0].logits
+    torch.testing.assert_close(again, expected, rtol=0, atol=5e-5)  # six tokens at once round otherwise
 
 
 @torch.no_grad()

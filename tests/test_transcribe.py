@@ -104,7 +104,8 @@ def test_options_reach_the_stream(wav: Callable[..., str], fake: FakeRecognizer,
     options += ["--hotwords", "Ann, Bo Lee,", "--decoder", "transducer", "--latency", "low"]
     assert main(["transcribe", wav(), *options]) == 0
     assert fake.options == [
-        {"decoder": "transducer", "latency": "low", "chunk_ms": 80, "beam_size": 3, "language": "en"}
+        {"decoder": "transducer", "latency": "low", "chunk_ms": 80, "draft_ms": None, "beam_size": 3}
+        | {"language": "en"}
         | {"prompt": "Hi.", "hotwords": ["Ann", "Bo Lee"], "second_pass": True}
     ]
     assert capsys.readouterr().out == "W0 W1 W2 W3\nW4 W5\n"
