@@ -16,8 +16,9 @@ from asr.errors import OptionError
 from asr.events import SAMPLE_RATE, Event, Final, Partial
 from asr.features import LogMel, RunningNorm
 from asr.recognizer import Recognizer
+from asr.search import Search, Steps, _Hypothesis
 from asr.slots import new_slot
-from asr.window import Window
+from asr.window import Window, WindowJob
 from tests.tiny import tiny_whisper
 from training.metrics import play
 
@@ -161,6 +162,34 @@ def test_a_flush_between_drafts_changes_nothing(tiny_recognizer: Recognizer, jfk
         stream.finish()
         finals.append(told(stream.transcript.segments))
     assert finals[0] == finals[1]
+
+
+def test_what_was_heard_before_is_not_drafted_again(
+    tiny_recognizer: Recognizer, jfk: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Speech that gives no word is read again from a window that restarts in it, in one step."""
+    due: list[int | None] = []
+    anchors = set()
+    draft_job, restart = Window.draft_job, Window.restart
+
+    def hear_nothing(*_: object) -> Steps[list[_Hypothesis]]:
+        yield from ()
+        return [_Hypothesis((), 0.0, ended=True)]
+
+    def note_draft(window: Window) -> WindowJob:
+        due.append(window.draft_due)
+        return draft_job(window)
+
+    def note_restart(window: Window, anchor: int, *, n_frames: int) -> None:
+        anchors.add(anchor)
+        restart(window, anchor, n_frames=n_frames)
+
+    monkeypatch.setattr(Search, "_read", hear_nothing)
+    monkeypatch.setattr(Window, "draft_job", note_draft)
+    monkeypatch.setattr(Window, "restart", note_restart)
+    listen(tiny_recognizer, np.tile(jfk[8 * SAMPLE_RATE : 10 * SAMPLE_RATE], 6), chunk_ms=600, draft_ms=200)
+    assert len(anchors) > 1 and len(due) > 20
+    assert all(a is not None and b is not None and a < b for a, b in zip(due[:-1], due[1:], strict=True))
 
 
 def test_samples_due_are_those_of_the_next_draft(tiny_recognizer: Recognizer) -> None:
