@@ -34,6 +34,7 @@ from training.metrics import EmissionLog, percentiles
 
 BLOCK_S = 0.05  # a microphone's block
 GAP_S = 1.0  # silence between two utterances
+Chunks = dict[str, int | None]  # chunk_ms and draft_ms of a stream
 SATURATED_MS = 2000.0  # 95th percentile of latency beyond which more streams make no sense
 
 
@@ -112,21 +113,21 @@ def make_clips(manifest: Path, *, n_clips: int, seconds: float) -> list[np.ndarr
     raise ManifestError(f"{manifest} is too short for {n_clips} clips of {seconds:g} s; make them shorter")
 
 
-def listen_alone(recognizer: Recognizer, clip: np.ndarray, *, chunk_ms: int) -> str:
+def listen_alone(recognizer: Recognizer, clip: np.ndarray, chunks: Chunks) -> str:
     """The text of a stream that has the model for itself."""
-    stream = recognizer.stream(chunk_ms=chunk_ms)
+    stream = recognizer.stream(**chunks)
     stream.feed(clip)
     stream.finish()
     return stream.transcript.text
 
 
-async def play(url: str, clip: np.ndarray, *, chunk_ms: int, delay_s: float) -> Heard:
+async def play(url: str, clip: np.ndarray, chunks: Chunks, *, delay_s: float) -> Heard:
     """Stream a clip at the speed of speech.
 
     Args:
         url: The server.
         clip: int16 samples ``[N]``.
-        chunk_ms: Chunk size.
+        chunks: Their size, and how often drafts are shown.
         delay_s: Wait this long first.
 
     Returns:
@@ -134,7 +135,7 @@ async def play(url: str, clip: np.ndarray, *, chunk_ms: int, delay_s: float) -> 
     """
     await asyncio.sleep(delay_s)
     heard = Heard()
-    async with StreamingClient(url, chunk_ms=chunk_ms) as client:
+    async with StreamingClient(url, **chunks) as client:
         started = time.perf_counter()
 
         async def speak() -> None:
@@ -154,12 +155,12 @@ async def play(url: str, clip: np.ndarray, *, chunk_ms: int, delay_s: float) -> 
 
 
 async def run_round(
-    server: ServerProcess, clips: Sequence[np.ndarray], *, chunk_ms: int, alone: Sequence[str]
+    server: ServerProcess, clips: Sequence[np.ndarray], chunks: Chunks, *, alone: Sequence[str]
 ) -> Round:
     """Play all clips at once and sum up."""
     rng = random.Random(len(clips))
     cpu_s, started = server.cpu_s, time.perf_counter()
-    plays = [play(server.url, clip, chunk_ms=chunk_ms, delay_s=rng.uniform(0, 1)) for clip in clips]
+    plays = [play(server.url, clip, chunks, delay_s=rng.uniform(0, 1)) for clip in clips]
     heard = await asyncio.gather(*plays)
     took_s = time.perf_counter() - started
     cpu = round((server.cpu_s - cpu_s) / took_s, 2)
@@ -183,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         clips = make_clips(args.manifest, n_clips=most, seconds=args.seconds)
         recognizer = Recognizer.load(args.model)
-        alone = [listen_alone(recognizer, clip, chunk_ms=args.chunk_ms) for clip in clips]
+        alone = [listen_alone(recognizer, clip, _chunks(args)) for clip in clips]
         with ServerProcess(model=args.model, max_streams=most, threads=args.threads) as server:
             rounds = asyncio.run(_rounds(server, clips, args, alone=alone))
             start_s = server.start_s
@@ -194,16 +195,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _chunks(args: argparse.Namespace) -> Chunks:
+    return {"chunk_ms": args.chunk_ms, "draft_ms": args.draft_ms}
+
+
 async def _rounds(
     server: ServerProcess, clips: Sequence[np.ndarray], args: argparse.Namespace, *, alone: Sequence[str]
 ) -> list[Round]:
-    await play(
-        server.url, clips[0], chunk_ms=args.chunk_ms, delay_s=0
-    )  # the first calls of a process are slow
+    chunks = _chunks(args)
+    await play(server.url, clips[0], chunks, delay_s=0)  # the first calls of a process are slow
     print("streams   word p50   word p95   first text   processors   memory   same text as alone")
     rounds: list[Round] = []
     for n_streams in sorted(args.streams):
-        row = await run_round(server, clips[:n_streams], chunk_ms=args.chunk_ms, alone=alone[:n_streams])
+        row = await run_round(server, clips[:n_streams], chunks, alone=alone[:n_streams])
         rounds.append(row)
         print(
             f"{row.streams:7d}   {row.word_p50_ms:5.0f} ms   {row.word_p95_ms:5.0f} ms   "
@@ -224,6 +228,7 @@ def _summary(rounds: Sequence[Round], args: argparse.Namespace, *, start_s: floa
         "benchmark": "capacity",
         "model": args.model,
         "chunk_ms": args.chunk_ms,
+        "draft_ms": args.draft_ms,
         "rounds": [vars(row) for row in rounds],
         "target_ms": args.target_ms,
         "streams_within_target": max(within, default=0),
@@ -241,6 +246,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seconds", type=float, default=20.0, metavar="S", help="length of a stream (default: 20)")
     add("--model", default="tiny.en")
     add("--chunk-ms", type=int, default=300, metavar="N")
+    add("--draft-ms", type=int, metavar="N", help="show drafts so often (default: none)")
     add("--threads", type=int, metavar="N", help="of the server's model (default: the server's)")
     add(
         "--target-ms", type=float, default=1000.0, metavar="MS", help="wanted 95th percentile (default: 1000)"
