@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from asr.adapters import CONFIG_FILE, WEIGHTS_FILE, AdapterCard
-from asr.errors import AdapterError, ForesoundError, OptionError
+from asr.errors import AdapterError, OptionError
+from training.runs import exit_code
 
 
 def average(folders: Sequence[Path], output: Path, *, weights: Sequence[float] = ()) -> None:
@@ -92,12 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         weights = [float(weight) for weight in options.weights.split(",") if weight]
     except ValueError:
         parser.error(f"--weights must be numbers with commas between them, not {options.weights!r}")
-    try:
-        average(options.adapters, options.output, weights=weights)
-    except ForesoundError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: average(options.adapters, options.output, weights=weights))
 
 
 if __name__ == "__main__":

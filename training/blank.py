@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 
-from asr.errors import ForesoundError, OptionError
+from asr.errors import OptionError
 from asr.head_files import HeadCard, load_head, save_head
+from training.runs import exit_code
 
 
 @torch.no_grad()
@@ -55,12 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", required=True, type=Path, help="folder for the changed head")
     parser.add_argument("--penalty", required=True, type=float, help="nats taken from blank's logit")
     options = parser.parse_args(arguments)
-    try:
-        penalize_blank(options.head, options.output, penalty=options.penalty)
-    except ForesoundError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: penalize_blank(options.head, options.output, penalty=options.penalty))
 
 
 if __name__ == "__main__":

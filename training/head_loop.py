@@ -97,7 +97,7 @@ class _Run:
         progress = _resume(config, head, loss_of, optimizer)
         speech = read_speech(config.data, with_text=True)
         maker = feature_maker(config, frozen)
-        sets = dev_sets(config, frozen, maker, speech.aligned)
+        sets = dev_sets(config, frozen, maker, speech)
         data = dataset(config, frozen, speech)
         batches = load_batches(
             data,

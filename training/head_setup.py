@@ -16,7 +16,7 @@ from asr.errors import OptionError
 from asr.head import HeadConfig, TransducerHead
 from asr.head_files import HeadCard, adapter_hash, load_head
 from asr.recognizer import LEFT_CONTEXT_S
-from training.alignment import AlignedUtterance, teacher_tokenizer
+from training.alignment import teacher_tokenizer
 from training.config import HeadTrainConfig
 from training.dataset import StreamDataset
 from training.dev_sets import with_text
@@ -143,17 +143,15 @@ def store(config: HeadTrainConfig, frozen: Frozen) -> FeatureStore:
     return FeatureStore(config.features, key)
 
 
-def dev_sets(
-    config: HeadTrainConfig, frozen: Frozen, maker: FeatureMaker, aligned: dict[str, AlignedUtterance]
-) -> DevSets:
+def dev_sets(config: HeadTrainConfig, frozen: Frozen, maker: FeatureMaker, speech: Speech) -> DevSets:
     """Encode what evaluations stream, once."""
     if config.dev_manifest is None:
         return DevSets([], [])
     chunking = frozen.chunking(config.dev_chunk_ms)
     utterances = with_text(config.dev_manifest)
     dev = [u for u in every_nth(utterances, config.dev_limit) if u.duration_s < MAX_DEV_S]
-    known = [u for u in read_manifest(config.data.manifest) if u.id in aligned and u.duration_s < MAX_DEV_S]
-    words = {id: utterance.words for id, utterance in aligned.items()}
+    known = [u for u in speech.utterances if u.duration_s < MAX_DEV_S]
+    words = {id: utterance.words for id, utterance in speech.aligned.items()}
     timed = encode_utterances(maker, every_nth(known, N_TIMED), chunking, words=words)
     return DevSets(encode_utterances(maker, dev, chunking), timed)
 

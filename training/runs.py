@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from asr.errors import ForesoundError
 from training.dataset import Item, StreamDataset
 from training.manifest import Utterance
 
@@ -91,6 +93,16 @@ def warm_cosine(step: int, *, warmup_steps: int, steps: int) -> float:
         return (step + 1) / warmup_steps
     done = (step - warmup_steps) / max(1, steps - warmup_steps)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def exit_code(work: Callable[[], None]) -> int:
+    """Do a small command's work: 0, or 1 once its error has been shown."""
+    try:
+        work()
+    except ForesoundError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def every_nth(utterances: list[Utterance], limit: int) -> list[Utterance]:
