@@ -1,10 +1,13 @@
 """Whisper's encoder made chunk-causal (CarelessWhisper / WhisperRT, arXiv 2508.12301).
 
-Encoder frames are 20 ms. A frame attends to its own chunk and, within the left context, to earlier chunks; it
-never sees a later one, so frames are final once computed. :meth:`CausalEncoder.forward` encodes whole signals
-under a mask (training); :meth:`CausalEncoder.step` goes on with many streams, each from its own state, and
-gives the same frames. Axis letters: B batch, T encoder frames of a stream, N those of all streams of a step,
-M mel bins, D width, L layers, R ring slots.
+Encoder frames are 20 ms. A frame attends to its own chunk, to the right context after the chunk, and within
+the left context to earlier chunks. Without right context frames are final once computed. With it, the newest
+ones are provisional: they stand in until the audio after them has been heard, and the next step computes them
+again (Emformer's hard-copied right context, arXiv 2010.10759, but readers see the copies, too).
+:meth:`CausalEncoder.forward` encodes whole signals under a mask (training); :meth:`CausalEncoder.step`
+goes on with many streams, each from its own state, and gives the same final frames. Axis letters: B batch,
+T encoder frames of a stream, N those of all streams of a step, C frames with copies, M mel bins, D width,
+L layers, R ring slots.
 """
 
 from __future__ import annotations
@@ -36,21 +39,27 @@ class Chunking:
     Attributes:
         size: Frames per chunk.
         initial: Extra chunks that the first one is extended by (the paper uses one).
-        left_context: Frames before a chunk's start that its frames may attend to.
+        left_context: Frames before a step's first one that its frames may attend to.
+        right_context: Frames that must have been heard after a frame before it is final.
     """
 
     size: int
     initial: int = 1
     left_context: int = 500
+    right_context: int = 0
 
     @classmethod
-    def from_ms(cls, chunk_ms: int, *, initial: int = 1, left_context_s: float = 10.0) -> Chunking:
+    def from_ms(
+        cls, chunk_ms: int, *, initial: int = 1, left_context_s: float = 10.0, right_context_ms: int = 0
+    ) -> Chunking:
         """Build from milliseconds.
 
         Args:
             chunk_ms: 40 to 1000, a multiple of 20.
             initial: Extra chunks in the first one.
             left_context_s: Seconds of visible past, more than 0 and at most 30.
+            right_context_ms: A multiple of 20, at most 1000 together with ``chunk_ms``, which is as much as a
+                shipped adapter has learned to see at once.
 
         Returns:
             The chunking.
@@ -63,25 +72,43 @@ class Chunking:
                 f"chunk_ms must be a multiple of {FRAME_MS} from {MIN_CHUNK_MS} to {MAX_CHUNK_MS}, "
                 f"not {chunk_ms}"
             )
+        longest = MAX_CHUNK_MS - chunk_ms
+        if not (0 <= right_context_ms <= longest and right_context_ms % FRAME_MS == 0):
+            raise OptionError(
+                f"right_context_ms must be a multiple of {FRAME_MS} from 0 to {longest} with chunks of "
+                f"{chunk_ms} ms, not {right_context_ms}"
+            )
         if not 0 < left_context_s <= 30:
             raise OptionError(f"left_context_s must be above 0 and at most 30, not {left_context_s}")
-        return cls(chunk_ms // FRAME_MS, initial, round(left_context_s * 1000 / FRAME_MS))
+        left_context = round(left_context_s * 1000 / FRAME_MS)
+        return cls(chunk_ms // FRAME_MS, initial, left_context, right_context_ms // FRAME_MS)
 
     @property
     def first_size(self) -> int:
         """Frames of the first chunk."""
         return self.size * (1 + self.initial)
 
-    def bounds(self, position: Tensor) -> tuple[Tensor, Tensor]:
-        """First frame and one past the last frame of the chunk that holds each position."""
-        later = (position - self.first_size).div(self.size, rounding_mode="floor") * self.size
-        start = torch.where(position < self.first_size, 0, later + self.first_size)
-        end = torch.where(position < self.first_size, self.first_size, start + self.size)
-        return start, end
+    @property
+    def ring_slots(self) -> int:
+        """What a ring must hold: left context, chunk and right context."""
+        return self.left_context + self.size + self.right_context
 
-    def next_size(self, position: int) -> int:
-        """Frames of the chunk that starts at ``position``, which must be a chunk's start."""
-        return self.first_size if position == 0 else self.size
+    def bounds(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """The step that makes each position final: its first frame, and one past its last."""
+        ahead = position + self.right_context
+        later = (ahead - self.first_size).div(self.size, rounding_mode="floor") * self.size
+        is_first = ahead < self.first_size
+        end = torch.where(is_first, self.first_size, later + self.first_size + self.size)
+        start = torch.where(is_first, 0, end - self.size - self.right_context)
+        return start.clamp(min=0), end
+
+    def next_end(self, n_heard: int) -> int:
+        """Frames from a window's start to the end of the step after the one that ended at ``n_heard``."""
+        return n_heard + self.size if n_heard else self.first_size
+
+    def n_final(self, n_heard: int) -> int:
+        """Of the frames from a window's start to a step's end, how many are final after the step."""
+        return max(0, n_heard - self.right_context)
 
 
 @dataclass
@@ -90,7 +117,7 @@ class EncoderState:
 
     keys: Tensor  # [L, R, D] ring of self-attention keys: absolute frame p lies in slot p % R
     values: Tensor  # [L, R, D] ring of values
-    position: int = 0  # absolute frame that comes next
+    position: int = 0  # absolute frame that comes next: those before it are final
 
     def narrow(self, ring_slots: int) -> EncoderState:
         """A state in the first slots of the same memory."""
@@ -109,18 +136,21 @@ class EncoderState:
 
 @dataclass(frozen=True)
 class EncoderJob:
-    """One stream's next step.
+    """One stream's next step: frames that see one another and the left context.
 
     Attributes:
         mel: ``[1, M, 2 + 2 T + 1]`` scaled mel frames: two of past (zeros before a stream's first), the new
             ones, and one of future.
         state: The stream's state; the step advances it.
-        chunking: The stream's chunks; a step that does not end with one is a draft, to be taken back.
+        left_context: Frames before these that they see.
+        n_final: How many of the T frames, from the first on, are final. The others are forgotten after the
+            step.
     """
 
     mel: Tensor
     state: EncoderState
-    chunking: Chunking
+    left_context: int
+    n_final: int
 
 
 class CausalEncoder:
@@ -158,8 +188,8 @@ class CausalEncoder:
         """A fresh state.
 
         Args:
-            ring_slots: Room for the left context and the frames of one step together. A ring of exactly that
-                many is the fastest: in mid-window everything in it is visible.
+            ring_slots: Room for the left context and the frames of one step together, and no more: in
+                mid-window everything in the ring is visible.
         """
         like = self.weights.positional_embedding.to(self._cache_dtype)
         shape = (len(self.weights.blocks), ring_slots, self.width)
@@ -176,13 +206,14 @@ class CausalEncoder:
             ``[B, T, D]``.
         """
         x = self._convolve(F.pad(mel, (MEL_CONTEXT, 0)), is_first=[True] * len(mel))
-        positions = torch.arange(x.shape[1], device=x.device)
-        mask = _visible(positions, positions, chunking)
+        n_frames = x.shape[1]
+        positions, mask = _with_copies(n_frames, chunking, device=x.device)
 
         def mix(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             return attend(query, key, value, n_head=self.n_head, mask=mask)
 
-        return self._transform(x + self.weights.positional_embedding[: x.shape[1]], mix)
+        x = x + self.weights.positional_embedding[:n_frames]
+        return self._transform(x[:, positions], mix)[:, :n_frames]
 
     def step(self, jobs: Sequence[EncoderJob]) -> list[Tensor]:
         """Encode the next frames of many streams, wherever each of them is.
@@ -205,7 +236,7 @@ class CausalEncoder:
         def mix(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             rows = (x.split(lengths, dim=1) for x in (query, key, value))
             mixed = [
-                attend(q, *memory.extend(layer, k, v), n_head=self.n_head, mask=memory.mask)
+                attend(q, *memory.extend(layer, k, v), n_head=self.n_head, mask=None)
                 for memory, q, k, v in zip(memories, *rows, strict=True)
             ]
             return torch.cat(mixed, dim=1) if len(mixed) > 1 else mixed[0]
@@ -214,8 +245,8 @@ class CausalEncoder:
         places = [embedding[job.state.position : end] for job, end in zip(jobs, ends, strict=True)]
         x = torch.cat(parts, dim=1) + torch.cat(places)  # [1, N, D]
         frames = self._transform(x, mix).split(lengths, dim=1)
-        for job, n_new in zip(jobs, lengths, strict=True):
-            job.state.position += n_new
+        for job in jobs:
+            job.state.position += job.n_final
         return list(frames)
 
     def _transform(self, x: Tensor, mix: Callable[[int, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
@@ -237,22 +268,19 @@ class CausalEncoder:
 
 
 class _Memory:
-    """The keys and values that the new frames of one stream see in a step."""
+    """The keys and values that the new frames of one stream see in a step: all of the ring."""
 
     def __init__(self, job: EncoderJob, n_new: int) -> None:
-        """Find the slots of the new frames and what they may attend to."""
-        state, chunking = job.state, job.chunking
-        n_slots, start, end = state.keys.shape[1], state.position, state.position + n_new
-        room = min(start, chunking.left_context) + n_new
-        assert start == 0 or room <= n_slots, f"a ring of {n_slots} slots cannot hold {room} frames"
-        self._state = state
+        """Find the slots of the new frames."""
+        n_slots, start = job.state.keys.shape[1], job.state.position
+        end = start + n_new
+        fits = start == 0 or n_slots == job.left_context + n_new
+        assert fits, f"a ring of {n_slots} slots is not {job.left_context} and a step of {n_new} frames"
+        self._state = job.state
         self._n_used = min(end, n_slots)
         # A window's first frames see only one another, and the ring need not hold them all.
         self._n_kept = min(n_new, n_slots)
         self._first_slot = (end - self._n_kept) % n_slots
-        is_one_chunk = n_new == chunking.next_size(start)
-        sees_all = is_one_chunk and (start == 0 or max(0, end - n_slots) >= start - chunking.left_context)
-        self.mask = None if sees_all else self._mask(start, end, chunking)
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write new keys and values ``[1, T, D]`` into the ring; return all that are seen, ``[1, K, D]``."""
@@ -265,18 +293,22 @@ class _Memory:
             return key.to(keys.dtype).to(key.dtype), value.to(keys.dtype).to(key.dtype)
         return keys[None, : self._n_used].to(key.dtype), values[None, : self._n_used].to(key.dtype)
 
-    def _mask(self, start: int, end: int, chunking: Chunking) -> Tensor:
-        device = self._state.keys.device
-        positions = torch.arange(start, end, device=device)
-        if start == 0:
-            return _visible(positions, positions, chunking)
-        n_slots = self._state.keys.shape[1]
-        slots = torch.arange(self._n_used, device=device)
-        newest = slots + (end - 1 - slots).div(n_slots, rounding_mode="floor") * n_slots  # frame in each slot
-        return _visible(positions, newest, chunking)
 
+def _with_copies(n_frames: int, chunking: Chunking, *, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The frames of all steps over a signal: each once where it is final, then copies of those ahead.
 
-def _visible(queries: Tensor, keys: Tensor, chunking: Chunking) -> Tensor:
-    """Which frames of ``keys`` ``[K]`` each of ``queries`` ``[T]`` may see: ``[T, K]``, True = attend."""
-    start, end = (bound[:, None] for bound in chunking.bounds(queries))
-    return (keys >= start - chunking.left_context) & (keys < end)
+    Returns:
+        The frame at each place, ``[C]``, and what each place sees, ``[C, C]``, True = attend.
+    """
+    positions = torch.arange(n_frames, device=device)
+    start, end = chunking.bounds(positions)
+    ends = end.unique()
+    ahead = [positions[max(0, e - chunking.right_context) : e] for e in ends.tolist()]
+    lengths = torch.tensor([len(part) for part in ahead], device=device)
+    places = torch.cat([positions, *ahead])
+    step_end = torch.cat([end, ends.repeat_interleave(lengths)])
+    step_start = start[torch.searchsorted(end, step_end)]
+    is_copy = torch.arange(len(places), device=device) >= n_frames
+    oldest = step_start[:, None] - chunking.left_context
+    is_past = ~is_copy & (places >= oldest) & (places < step_start[:, None])
+    return places, is_past | (step_end[:, None] == step_end)

@@ -57,7 +57,6 @@ class StreamOptions:
     rules: EndpointRules = field(default_factory=EndpointRules)
     carry_prompt: bool = True  # a new window gets the text before it as prompt
     adaptive: bool = True  # skips what silence does not need
-    draft_size: int | None = None  # encoder frames after which a chunk's beginning is shown as a draft
     transducer: TransducerOptions | None = None  # None: Whisper's decoder reads
 
 
@@ -84,7 +83,7 @@ class Listener:
         self._context: list[int] = []  # newest committed tokens, of this window and before
         self.decoded = 0
         self.waits = Waits()
-        self.window = Window(engine.log_mel, options.chunking, slot, draft_size=options.draft_size)
+        self.window = Window(engine.log_mel, options.chunking, slot)
         self.set_language(options.language or "en")
 
     @property
@@ -156,16 +155,10 @@ class Listener:
             n_in_segment: Tokens that the running segment has already.
         """
         self.decoded = self.window.end
-        tokens = yield from self._search.advance(self.window.cross, n_in_segment=n_in_segment)
+        tokens = yield from self._search.advance(
+            self.window.cross, n_in_segment=n_in_segment, final_end=self.window.final_end
+        )
         return self._committed(tokens)
-
-    def peek(self, *, n_in_segment: int) -> Steps[tuple[Token, ...]]:
-        """Read a draft of the next frames; return the open tokens that it shows.
-
-        Args:
-            n_in_segment: Tokens that the running segment has already.
-        """
-        return (yield from self._search.peek(self.window.cross, n_in_segment=n_in_segment))
 
     def skip(self) -> Steps[None]:
         """Pass over what is new: nobody speaks."""

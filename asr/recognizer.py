@@ -27,7 +27,7 @@ from asr.biasing import DEFAULT_STRENGTH, Strength, check_hotwords
 from asr.bundle import read_bundle
 from asr.checkpoint import load_checkpoint
 from asr.decoder import Decoder
-from asr.encoder import FRAME_MS, MAX_CHUNK_MS, MIN_CHUNK_MS, CausalEncoder, Chunking
+from asr.encoder import FRAME_MS, MAX_CHUNK_MS, CausalEncoder, Chunking
 from asr.endpoint import EndpointRules
 from asr.engine import Engine
 from asr.errors import OptionError
@@ -46,6 +46,7 @@ from asr.weight_format import choose_format
 DECODERS = ("whisper", "transducer")
 MAX_BEAM_SIZE = 16
 MAX_OPEN_TOKENS = 16
+RIGHT_CONTEXT_MS = 300
 LEFT_CONTEXT_S = 5.0  # heard as well as 10 s (docs/performance.md), at half the attention and memory
 
 
@@ -184,7 +185,7 @@ class Recognizer:
         latency: str | float | None = None,
         fixed_look: int | None = None,
         chunk_ms: int = 300,
-        draft_ms: int | None = None,
+        right_context_ms: int | None = None,
         beam_size: int = 1,
         open_tokens: int = 2,
         language: str | None = None,
@@ -208,10 +209,11 @@ class Recognizer:
             fixed_look: Frames of 40 ms that every block of the transducer always looks ahead, instead of
                 choosing; a reference to compare with. 0 is causal.
             chunk_ms: Audio per encoder step, 40 to 1000, a multiple of 20: smaller is sooner, larger better.
-            draft_ms: Audio after which the beginning of a chunk is read for drafts, 40 to 1000, a multiple of
-                20: words show up as soon as with chunks of that length, and are committed by what the whole
-                chunk says. A window's first chunk is longer than the others. None shows none; for Whisper's
-                decoder.
+            right_context_ms: Audio that is heard after a frame before it is final, a multiple of 20, at most
+                1000 together with ``chunk_ms``. Until then it is provisional: its words are shown at once,
+                but stay open, and the next step computes it again with what came after it. More is better
+                and dearer. None is 300, or what the chunk leaves of 1000; 0 for a transducer, which reads
+                final frames only.
             beam_size: Hypotheses, 1 to 16; 1 is greedy.
             open_tokens: Newest tokens that are never committed before the segment ends, 0 to 16; the
                 transducer's own affair.
@@ -241,6 +243,7 @@ class Recognizer:
                 chunk_ms,
                 initial=self._initial,
                 left_context_s=self._left_context_s if left_context_s is None else left_context_s,
+                right_context_ms=_right_context_ms(right_context_ms, chunk_ms, decoder),
             ),
             beam_size=beam_size,
             open_tokens=open_tokens,
@@ -251,7 +254,6 @@ class Recognizer:
             second_pass=second_pass,
             rules=EndpointRules(silence_ms, max_segment_s),
             adaptive=adaptive,
-            draft_size=None if draft_ms is None else _draft_size(draft_ms, decoder),
             transducer=self._transducer(decoder, latency, fixed_look),
         )
         with torch.inference_mode():
@@ -345,17 +347,16 @@ def _streaming_parts(model: Whisper, weights: str) -> tuple[CausalEncoder, Decod
     )
 
 
-def _draft_size(draft_ms: int, decoder: str) -> int:
-    """Encoder frames after which a draft is shown."""
-    if decoder != "whisper":
-        raise OptionError(
-            f"draft_ms is for Whisper's decoder, not for {decoder!r}, which shows at once what it hears; "
-            "leave it out"
-        )
-    _check_range("draft_ms", draft_ms, low=MIN_CHUNK_MS, high=MAX_CHUNK_MS)
-    if draft_ms % FRAME_MS:
-        raise OptionError(f"draft_ms must be a multiple of {FRAME_MS}, not {draft_ms}")
-    return draft_ms // FRAME_MS
+def _right_context_ms(wanted: int | None, chunk_ms: int, decoder: str) -> int:
+    """The right context of a stream."""
+    if decoder == "transducer":
+        if wanted:
+            raise OptionError(
+                "right_context_ms is for Whisper's decoder; a transducer looks ahead as far as latency says, "
+                "leave it out"
+            )
+        return 0
+    return max(0, min(RIGHT_CONTEXT_MS, MAX_CHUNK_MS - chunk_ms)) if wanted is None else wanted
 
 
 def _check_range(name: str, value: int, *, low: int, high: int) -> None:

@@ -119,7 +119,6 @@ class Search:
         self._n_in_segment = 0
         self.committed: list[Token] = []
         self.draft: tuple[Token, ...] = ()
-        self._guess: tuple[Token, ...] = ()  # what a look ahead took for the draft
 
     @property
     def is_full(self) -> bool:
@@ -139,39 +138,22 @@ class Search:
         self._origin = origin
         self._cache.reset()
         self.committed = list(committed)
-        self.draft = self._guess = ()
+        self.draft = ()
 
-    def advance(self, cross: FrameCache, *, n_in_segment: int) -> Steps[list[Token]]:
+    def advance(self, cross: FrameCache, *, n_in_segment: int, final_end: int) -> Steps[list[Token]]:
         """Decode with the frames heard so far.
 
         Args:
-            cross: The window's frames.
+            cross: The window's frames, the provisional ones among them.
             n_in_segment: Committed tokens of the running segment.
+            final_end: Sample from which on frames are provisional: what was heard there stays open.
 
         Returns:
             The tokens that are committed now.
         """
         hypotheses = yield from self._read(cross, n_in_segment)
         self.draft = hypotheses[0].tokens
-        return self.commit(self._n_certain(hypotheses))
-
-    def peek(self, cross: FrameCache, *, n_in_segment: int) -> Steps[tuple[Token, ...]]:
-        """What follows the committed tokens by frames that will be replaced; nothing comes of it.
-
-        The next :meth:`advance` reads the same as without it, in fewer steps where the words are the same.
-
-        Args:
-            cross: The window's frames.
-            n_in_segment: Committed tokens of the running segment.
-
-        Returns:
-            The open tokens.
-        """
-        n_known = self._cache.n_tokens
-        hypotheses = yield from self._read(cross, n_in_segment)
-        self._cache.truncate(min(n_known, self._cache.n_tokens))  # what was stepped with those frames
-        self._guess = hypotheses[0].tokens
-        return self._guess
+        return self.commit(self._n_certain(hypotheses, final_end))
 
     def _read(self, cross: FrameCache, n_in_segment: int) -> Steps[Sequence[_Hypothesis]]:
         """The ways to go on after the committed tokens, best first."""
@@ -190,7 +172,7 @@ class Search:
     def commit(self, n_tokens: int) -> list[Token]:
         """Commit the oldest ``n_tokens`` of the draft and return them."""
         certain = list(self.draft[:n_tokens])
-        self.draft, self._guess = self.draft[n_tokens:], ()
+        self.draft = self.draft[n_tokens:]
         self.committed += certain
         return certain
 
@@ -216,8 +198,8 @@ class Search:
         return result.attention[0, :, -n_last - 1 :]
 
     def _greedy(self, pending: list[int], cross: FrameCache) -> Steps[_Hypothesis]:
-        """Keep the draft, or what a peek saw, while it still wins, then go on token by token."""
-        drafted = [token.id for token in self._guess or self.draft]
+        """Keep the draft while it still wins, then go on token by token."""
+        drafted = [token.id for token in self.draft]
         rows = yield from self._score([*pending, *drafted], cross, n_rows=len(drafted) + 1)
         n_before = self._cache.n_tokens - len(drafted)
         hypothesis = _Hypothesis((), 0.0)
@@ -366,12 +348,15 @@ class Search:
         self._beam_cache.values[:, :, used] = self._cache.values[:, :, used]
         self._beam_cache.n_tokens = self._cache.n_tokens
 
-    def _n_certain(self, hypotheses: Sequence[_Hypothesis]) -> int:
+    def _n_certain(self, hypotheses: Sequence[_Hypothesis], final_end: int) -> int:
         """How many of the best one's tokens can be committed: whole words that all likely ones share."""
         best = hypotheses[0].ids
+        n_final = len(best)
+        while n_final and hypotheses[0].tokens[n_final - 1].peak >= final_end:
+            n_final -= 1
         rivals = [h.ids for h in hypotheses[1:] if h.score > hypotheses[0].score - RIVAL_LOGPROB]
         bounds = {*self._vocabulary.word_starts(best), len(best)}
-        limit = len(best) - self._open_tokens
+        limit = min(len(best) - self._open_tokens, n_final)
         agreed = set(bounds)
         for ids in rivals:
             n_common = len(os.path.commonprefix([best, ids]))

@@ -108,8 +108,8 @@ class Stream:
 
     @property
     def n_due(self) -> int:
-        """Samples that are missing until the next chunk is full, or its next draft is."""
-        return self._due - self._n_heard
+        """Samples that are missing until the next chunk is full."""
+        return self._window.due - self._n_heard
 
     @property
     def transcript(self) -> Transcript:
@@ -128,11 +128,6 @@ class Stream:
     @property
     def _window(self) -> Window:
         return self._listener.window
-
-    @property
-    def _due(self) -> int:
-        draft_due = None if self._finished else self._window.draft_due
-        return self._window.due if draft_due is None else draft_due
 
     @property
     def _now(self) -> int:
@@ -187,15 +182,12 @@ class Stream:
     def _hear_pending(self, events: list[Outcome]) -> Task[None]:
         """Go on chunk by chunk until no full chunk is left."""
         while True:
-            n_missing = self._due - self._n_heard
+            n_missing = self._window.due - self._n_heard
             if n_missing > 0 and len(self._pending):
                 samples, self._pending = self._pending[:n_missing], self._pending[n_missing:]
                 yield from self._hear(samples, events)
-            if self._n_heard < self._due:
-                return
             if self._n_heard < self._window.due:
-                yield from self._show_draft(events)
-                continue
+                return
             if self._is_resting:
                 self._listener.rest(self._speech.ended + WORD_MARGIN)
             elif self._listener.is_full:
@@ -213,17 +205,6 @@ class Stream:
         is_open = self._segment.begun is not None or self._segment.tokens or self._ended_at is not None
         may_rest = self._options.adaptive and self._listener.can_rest and not is_open
         return may_rest and self._speech.silent_for(REST)
-
-    def _show_draft(self, events: list[Outcome]) -> Task[None]:
-        """Read the beginning of the next chunk for what it lets one see already."""
-        is_spoken = self._segment.begun is not None and self._may_hear_news and not self._must_detect
-        if not is_spoken or self._listener.is_full:
-            self._window.skip_draft()
-            return
-        yield self._window.draft_job()
-        draft = yield from self._listener.peek(n_in_segment=len(self._segment.tokens))
-        self._window.drop_draft()
-        events += self._segment.show(draft, self._listener.vocabulary, now=self._now)
 
     def _encode(self) -> Task[None]:
         frames = yield self._window.next_job()

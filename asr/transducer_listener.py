@@ -131,14 +131,6 @@ class TransducerListener:
         self._early = []
         return tokens
 
-    def peek(self, *, n_in_segment: int) -> Steps[tuple[Token, ...]]:
-        """Never called: a transducer's window makes no drafts.
-
-        Args:
-            n_in_segment: Not needed.
-        """
-        raise AssertionError(f"a transducer reads no drafts, also after {n_in_segment} tokens")
-
     def skip(self) -> Steps[None]:
         """Read what is new while nobody speaks; what comes out is forgotten unless speech follows at once."""
         self._early += yield from self._read("listen")

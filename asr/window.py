@@ -62,8 +62,8 @@ class WindowMark:
     """A place in a window to which it can go back."""
 
     position: int
+    n_heard: int
     n_next: int
-    n_drafted: int
     n_mel: int
     mel_state: LogMelState
     encoder: EncoderState
@@ -76,8 +76,10 @@ class Window:
 
     Attributes:
         anchor: Mel frame at position 0.
-        position: Encoder frames encoded since the anchor.
-        cross: The window's frames as the decoder sees them.
+        position: Encoder frames since the anchor that are final.
+        n_heard: Encoder frames since the anchor, with the provisional ones.
+        n_next: The same after the next step.
+        cross: The window's frames as the decoder sees them, with the provisional ones.
     """
 
     def __init__(
@@ -87,7 +89,6 @@ class Window:
         slot: Slot,
         *,
         fills_cross: bool = True,
-        draft_size: int | None = None,
     ) -> None:
         """Start at the stream's first sample.
 
@@ -96,11 +97,8 @@ class Window:
             chunking: The encoder's chunks.
             slot: Fresh, and from now on the window's alone.
             fills_cross: Whisper's decoder reads the window, from ``cross``.
-            draft_size: Encoder frames after which the beginning of a chunk is encoded as a draft; None is
-                never.
         """
         self.chunking = chunking
-        self._draft_size = draft_size
         self.cross = slot.cross
         self._fills_cross = fills_cross
         self._log_mel = log_mel
@@ -108,50 +106,47 @@ class Window:
         self._device = slot.mel.device
         self._mel_state = log_mel.init_state(torch.zeros(1, 0, device=self._device))
         self._history = MelHistory(slot.mel)
-        self._encoder_state = slot.encoder.narrow(chunking.left_context + chunking.size)
+        self._encoder_state = slot.encoder.narrow(chunking.ring_slots)
         self.restart(0, n_frames=chunking.first_size)
 
     @property
     def is_full(self) -> bool:
         """Whether the next step would go beyond the positions that a window uses."""
-        return self.position + self.n_next > self.cross.frames.shape[1]
+        return self.n_next > self.cross.frames.shape[1]
 
     @property
     def origin(self) -> int:
         """Sample of position 0."""
-        return self.anchor * LogMel.block_size
+        return self._sample(0)
+
+    @property
+    def final_end(self) -> int:
+        """Sample up to which the window's frames are final."""
+        return self._sample(self.position)
 
     @property
     def end(self) -> int:
         """Sample up to which the window has been encoded."""
-        return (self.anchor + MEL_PER_FRAME * self.position) * LogMel.block_size
+        return self._sample(self.n_heard)
 
     @property
     def next_end(self) -> int:
         """Sample up to which it will have been after the next step."""
-        return (self.anchor + MEL_PER_FRAME * (self.position + self.n_next)) * LogMel.block_size
+        return self._sample(self.n_next)
 
     @property
     def due(self) -> int:
         """Samples that must have been heard for the next step."""
-        return self._due(self.n_next)
+        return self.next_end + LogMel.latency
 
-    @property
-    def draft_due(self) -> int | None:
-        """Samples that must have been heard for the next draft; None if the whole chunk comes first."""
-        n_frames = self._n_drafted + (self._draft_size or self.n_next)
-        return self._due(n_frames) if n_frames < self.n_next else None
-
-    def _due(self, n_frames: int) -> int:
-        end = self.anchor + MEL_PER_FRAME * (self.position + n_frames)
-        return end * LogMel.block_size + LogMel.latency
+    def _sample(self, n_frames: int) -> int:
+        return (self.anchor + MEL_PER_FRAME * n_frames) * LogMel.block_size
 
     def restart(self, anchor: int, *, n_frames: int) -> None:
         """Begin a new window at mel frame ``anchor`` whose first step has ``n_frames`` encoder frames."""
         self.anchor = anchor
-        self.position = 0
+        self.position = self.n_heard = 0
         self.n_next = n_frames
-        self._n_drafted = 0
         self.cross.n_frames = 0
         self._encoder_state.position = 0
         self._peak = torch.full((1,), PEAK_FLOOR, device=self._device)
@@ -162,8 +157,8 @@ class Window:
         """Remember this place."""
         return WindowMark(
             self.position,
+            self.n_heard,
             self.n_next,
-            self._n_drafted,
             self._history.n_frames,
             self._mel_state,
             self._encoder_state.copy(),
@@ -173,8 +168,8 @@ class Window:
 
     def go_back(self, mark: WindowMark) -> None:
         """Forget everything heard and encoded since ``mark``, if the window has not restarted since."""
-        self.position, self.n_next, self._n_drafted = mark.position, mark.n_next, mark.n_drafted
-        self.cross.n_frames = mark.position
+        self.position, self.n_heard, self.n_next = mark.position, mark.n_heard, mark.n_next
+        self.cross.n_frames = mark.position  # the next step computes the provisional ones anew
         self._history.n_frames, self._mel_state = mark.n_mel, mark.mel_state
         self._encoder_state.assign(mark.encoder)
         self._peak, self._scaled = mark.peak, mark.scaled
@@ -185,42 +180,27 @@ class Window:
         self._history.append(mel)
 
     def next_job(self) -> WindowJob:
-        """The next step; :attr:`due` samples must have been heard."""
-        mel, self._peak = self._scale(self.n_next)
-        self._scaled = mel[..., -MEL_CONTEXT - 1 :]
-        return self._job(mel)
+        """The next step; :attr:`due` samples must have been heard. It replaces the provisional frames."""
+        self.cross.n_frames = self.position
+        n_final = self.chunking.n_final(self.n_next) - self.position
+        mel = self._scale(n_final)
+        job = EncoderJob(mel, self._encoder_state, self.chunking.left_context, n_final)
+        return WindowJob(job, self.cross if self._fills_cross else None)
 
     def accept(self) -> None:
         """Go on after the step."""
-        self.position += self.n_next
-        self.n_next = self.chunking.next_size(self.position)
-        self._n_drafted = 0
+        self.n_heard = self.n_next
+        self.position = self.chunking.n_final(self.n_heard)
+        self.n_next = self.chunking.next_end(self.n_heard)
 
-    def draft_job(self) -> WindowJob:
-        """The beginning of the next chunk, up to :attr:`draft_due`; :meth:`drop_draft` takes it back."""
-        self.skip_draft()
-        return self._job(self._scale(self._n_drafted)[0])
-
-    def skip_draft(self) -> None:
-        """Pass over the next draft."""
-        assert self._draft_size, "this window makes no drafts"
-        self._n_drafted += self._draft_size
-
-    def drop_draft(self) -> None:
-        """Forget the frames of a draft.
-
-        What they took the place of in the encoder's ring is older than what the chunk looks back on.
-        """
-        self._encoder_state.position = self.position
-        self.cross.n_frames = self.position
-
-    def _scale(self, n_frames: int) -> tuple[Tensor, Tensor]:
-        """Scaled mel frames of the next ``n_frames`` encoder frames with their context, and the new peak."""
+    def _scale(self, n_final: int) -> Tensor:
+        """Scaled mel frames of the next step with their context; goes on by the first ``n_final`` frames."""
         start = self.anchor + MEL_PER_FRAME * self.position + (1 if self.position else 0)
-        end = self.anchor + MEL_PER_FRAME * (self.position + n_frames) + 1
-        new, peak = self._norm.step(self._history.read(start, end), self._peak)
-        return torch.cat([self._scaled, new], dim=-1), peak
-
-    def _job(self, mel: Tensor) -> WindowJob:
-        cross = self.cross if self._fills_cross else None
-        return WindowJob(EncoderJob(mel, self._encoder_state, self.chunking), cross)
+        middle = self.anchor + MEL_PER_FRAME * (self.position + n_final) + 1
+        end = self.anchor + MEL_PER_FRAME * self.n_next + 1
+        new, peak = self._norm.step(self._history.read(start, middle), self._peak)
+        ahead, _ = self._norm.step(self._history.read(middle, end), peak)
+        known = torch.cat([self._scaled, new], dim=-1)
+        if n_final:
+            self._peak, self._scaled = peak, known[..., -MEL_CONTEXT - 1 :]
+        return torch.cat([known, ahead], dim=-1) if ahead.shape[-1] else known

@@ -34,7 +34,7 @@ from training.metrics import EmissionLog, percentiles
 
 BLOCK_S = 0.05  # a microphone's block
 GAP_S = 1.0  # silence between two utterances
-Chunks = dict[str, int | None]  # chunk_ms and draft_ms of a stream
+Chunks = dict[str, int | None]  # chunk_ms and right_context_ms of a stream
 SATURATED_MS = 2000.0  # 95th percentile of latency beyond which more streams make no sense
 
 
@@ -127,7 +127,7 @@ async def play(url: str, clip: np.ndarray, chunks: Chunks, *, delay_s: float) ->
     Args:
         url: The server.
         clip: int16 samples ``[N]``.
-        chunks: Their size, and how often drafts are shown.
+        chunks: Their size and right context.
         delay_s: Wait this long first.
 
     Returns:
@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _chunks(args: argparse.Namespace) -> Chunks:
-    return {"chunk_ms": args.chunk_ms, "draft_ms": args.draft_ms}
+    return {"chunk_ms": args.chunk_ms, "right_context_ms": args.right_context_ms}
 
 
 async def _rounds(
@@ -228,7 +228,7 @@ def _summary(rounds: Sequence[Round], args: argparse.Namespace, *, start_s: floa
         "benchmark": "capacity",
         "model": args.model,
         "chunk_ms": args.chunk_ms,
-        "draft_ms": args.draft_ms,
+        "right_context_ms": args.right_context_ms,
         "rounds": [vars(row) for row in rounds],
         "target_ms": args.target_ms,
         "streams_within_target": max(within, default=0),
@@ -246,7 +246,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seconds", type=float, default=20.0, metavar="S", help="length of a stream (default: 20)")
     add("--model", default="tiny.en")
     add("--chunk-ms", type=int, default=300, metavar="N")
-    add("--draft-ms", type=int, metavar="N", help="show drafts so often (default: none)")
+    add("--right-context-ms", type=int, metavar="N", help="of the streams (default: 300)")
     add("--threads", type=int, metavar="N", help="of the server's model (default: the server's)")
     add(
         "--target-ms", type=float, default=1000.0, metavar="MS", help="wanted 95th percentile (default: 1000)"

@@ -148,19 +148,19 @@ def add_speech_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_draft_argument(parser: argparse.ArgumentParser, *, default: str = "none") -> None:
-    """Add ``--draft-ms``.
+def add_right_context_argument(parser: argparse.ArgumentParser, *, default: str = "300") -> None:
+    """Add ``--right-context-ms``.
 
     Args:
-        parser: A subcommand's parser; gets draft_ms.
+        parser: A subcommand's parser; gets right_context_ms.
         default: What the help text says of it.
     """
     parser.add_argument(
-        "--draft-ms",
-        type=chunk_ms,
+        "--right-context-ms",
+        type=int,
         metavar="N",
-        help="show what is heard of longer chunks so often; what whole chunks say is committed "
-        f"(default: {default})",
+        help="audio that is heard after a word's sounds before they count for good; until then it is shown, "
+        f"but stays open (default: {default})",
     )
 
 
@@ -188,7 +188,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="chunk size, 40 to 1000 in steps of 20 (default: the server's)",
     )
-    add_draft_argument(parser, default="the server's")
+    add_right_context_argument(parser, default="the server's")
     add(
         "--latency",
         type=latency,

@@ -94,7 +94,7 @@ def start_message(
         hotwords: Words to expect.
         silence_ms: Pause that ends a segment.
         max_segment_s: Longest segment.
-        optional: decoder, language, chunk_ms, draft_ms, latency, beam_size and prompt.
+        optional: decoder, language, chunk_ms, right_context_ms, latency, beam_size and prompt.
     """
     endpointing = {"silence_ms": silence_ms, "max_segment_s": max_segment_s}
     optional["endpointing"] = {k: v for k, v in endpointing.items() if v is not None} or None

@@ -37,7 +37,7 @@ def make_client(args: argparse.Namespace, *, sample_rate: int, encoding: str) ->
         language=args.language,
         decoder=args.decoder,
         chunk_ms=args.chunk_ms,
-        draft_ms=args.draft_ms,
+        right_context_ms=args.right_context_ms,
         latency=args.latency,
         second_pass=args.second_pass,
         silence_ms=args.silence_ms,

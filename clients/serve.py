@@ -8,7 +8,7 @@ from typing import Any
 
 from clients.common import (
     DECODERS,
-    add_draft_argument,
+    add_right_context_argument,
     add_weights_arguments,
     bounded_int,
     chunk_ms,
@@ -78,7 +78,10 @@ def serve(args: argparse.Namespace) -> int:
         upload_bytes=args.max_upload_bytes,
         limits=limits,
         defaults=StreamSettings(
-            decoder=args.decoder, latency=args.latency, chunk_ms=args.chunk_ms, draft_ms=args.draft_ms
+            decoder=args.decoder,
+            latency=args.latency,
+            chunk_ms=args.chunk_ms,
+            right_context_ms=args.right_context_ms,
         ),
         token_file=args.token_file,
         operator_token_file=args.operator_token_file,
@@ -119,7 +122,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="chunk size for clients that give none, 40 to 1000 in steps of 20 (default: 300)",
     )
-    add_draft_argument(parser)
+    add_right_context_argument(parser)
     add("--device", default="cpu", help="torch device (default: cpu)")
     add(
         "--threads",

@@ -75,7 +75,7 @@ class StreamingClient:
         decoder: str | None = None,
         language: str | None = None,
         chunk_ms: int | None = None,
-        draft_ms: int | None = None,
+        right_context_ms: int | None = None,
         latency: str | float | None = None,
         beam_size: int | None = None,
         interim: bool = True,
@@ -103,7 +103,7 @@ class StreamingClient:
             decoder: whisper or transducer.
             language: Language code.
             chunk_ms: Chunk size, 40 to 1000 in steps of 20.
-            draft_ms: Show what is heard of longer chunks so often.
+            right_context_ms: Audio after a frame before it is final, 0 to 960 in steps of 20.
             latency: minimal, low, medium or high, instead of ``chunk_ms``; with the transducer also how far
                 it looks ahead, by name or as a number of ms.
             beam_size: 1 is greedy.
@@ -139,7 +139,7 @@ class StreamingClient:
             decoder=decoder,
             language=language,
             chunk_ms=chunk_ms,
-            draft_ms=draft_ms,
+            right_context_ms=right_context_ms,
             latency=latency,
             beam_size=beam_size,
             prompt=prompt,

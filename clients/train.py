@@ -13,8 +13,8 @@ from typing import Any
 
 from clients.common import (
     EXIT_USAGE,
-    add_draft_argument,
     add_model_arguments,
+    add_right_context_argument,
     bounded_int,
     chunk_ms,
     positive_int,
@@ -263,7 +263,7 @@ def _register_evaluate(subparsers: argparse._SubParsersAction[Any], look: dict[s
         metavar="N[,N...]",
         help="chunk sizes, 40 to 1000 (default: 300)",
     )
-    add_draft_argument(parser)
+    add_right_context_argument(parser)
     add("--limit", type=positive_int, metavar="N", help="only the first N utterances")
     add("--alignments", type=Path, metavar="A.jsonl", help="reference word times, to measure latency against")
     add("--workers", type=bounded_int(1), default=1, metavar="N", help="processes (default: 1)")
@@ -292,7 +292,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
         decoder=args.decoder,
         latency=args.latency,
         chunk_ms=args.chunk_ms,
-        draft_ms=args.draft_ms,
+        right_context_ms=args.right_context_ms,
         beam_size=args.beam,
         second_pass=args.second_pass,
         limit=args.limit,

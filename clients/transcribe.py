@@ -11,9 +11,9 @@ from asr.errors import AudioError, OptionError
 from asr.events import SAMPLE_RATE
 from clients.common import (
     EXIT_USAGE,
-    add_draft_argument,
     add_model_arguments,
     add_output_arguments,
+    add_right_context_argument,
     add_speech_arguments,
     bounded_int,
     chunk_ms,
@@ -53,7 +53,7 @@ def register(subparsers: argparse._SubParsersAction[Any], *, epilog: str) -> Non
         metavar="N",
         help="chunk size, 40 to 1000 in steps of 20 (default: 300)",
     )
-    add_draft_argument(parser)
+    add_right_context_argument(parser)
     add_speech_arguments(parser)
     add_output_arguments(parser)
     add("--device", default="cpu", help="torch device (default: cpu)")
@@ -138,7 +138,7 @@ def _transcribe(
         decoder=args.decoder,
         latency=args.latency,
         chunk_ms=args.chunk_ms,
-        draft_ms=args.draft_ms,
+        right_context_ms=args.right_context_ms,
         beam_size=args.beam,
         language=args.language,
         prompt=args.prompt,

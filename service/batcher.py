@@ -357,7 +357,7 @@ class _Lane:
                 decoder=settings.decoder,
                 latency=settings.latency,
                 chunk_ms=settings.chunk_ms,
-                draft_ms=settings.draft_ms,
+                right_context_ms=settings.right_context_ms,
                 beam_size=settings.beam_size,
                 language=settings.language,
                 second_pass=settings.second_pass,

@@ -95,6 +95,6 @@ def _load(
         decoder=defaults.decoder,
         latency=defaults.latency,
         chunk_ms=defaults.chunk_ms,
-        draft_ms=defaults.draft_ms,
+        right_context_ms=defaults.right_context_ms,
     )
     return recognizer

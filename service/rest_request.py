@@ -12,7 +12,7 @@ from service.stream_settings import StreamSettings
 RESPONSE_FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 STREAMED_FORMATS = ("json", "text")
 GRANULARITIES = ("word", "segment")
-_CHUNK_MS = 1000  # nobody waits for the single word
+_CHUNK_MS = 700  # nobody waits for the single word; with right context as much as an encoder step sees
 _PROMPT_CHARS = 1000
 _MAX_KEYWORDS, _MAX_KEYWORD = 100, 100
 _TRUE, _FALSE = ("true", "1"), ("false", "0", "")
@@ -84,9 +84,7 @@ def parse_fields(fields: Mapping[str, Sequence[str]], opening: Opening) -> Trans
             raise _invalid("timestamp_granularities", value, GRANULARITIES)
     language = _language(fields, opening)
     settings = replace(
-        opening.defaults,
-        chunk_ms=_CHUNK_MS,
-        draft_ms=None,
+        opening.defaults.with_chunk_ms(_CHUNK_MS),
         language=language,
         prompt=_one(fields, "prompt")[-_PROMPT_CHARS:] or None,
         hotwords=_keywords(fields),

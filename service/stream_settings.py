@@ -5,7 +5,7 @@ Nothing here knows a protocol, a socket or a model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from asr.events import Event
 
@@ -51,12 +51,13 @@ class StreamSettings:
 
     Attributes:
         hotwords: Names and terms to expect.
+        right_context_ms: None is the usual one for the chunk size.
         latency: The transducer's; None for Whisper's decoder, and where nobody asked for one.
     """
 
     decoder: str = "whisper"
     chunk_ms: int = 300
-    draft_ms: int | None = None
+    right_context_ms: int | None = None
     beam_size: int = 1
     language: str | None = None
     prompt: str | None = None
@@ -65,6 +66,10 @@ class StreamSettings:
     max_segment_s: float = 30.0
     hotwords: tuple[str, ...] = ()
     latency: str | float | None = None
+
+    def with_chunk_ms(self, chunk_ms: int) -> StreamSettings:
+        """The same with chunks of another size, whose right context is the usual one."""
+        return self if chunk_ms == self.chunk_ms else replace(self, chunk_ms=chunk_ms, right_context_ms=None)
 
     @property
     def full_prompt(self) -> str | None:

@@ -34,7 +34,7 @@ def test_evaluate_passes_its_arguments(monkeypatch: Any, capsys: Any) -> None:
     calls: list[dict[str, Any]] = []
     monkeypatch.setattr(evaluate, "run", lambda **options: calls.append(options) or 0)
     arguments = ["evaluate", "--manifest", "m.jsonl", "--chunk-ms", "80,300", "--limit", "5", "--no-offline"]
-    arguments += ["--draft-ms", "60"]
+    arguments += ["--right-context-ms", "60"]
     arguments += ["--also", "a", "--also", "b,none"]
     assert main(arguments) == 0
     assert calls == [
@@ -43,7 +43,7 @@ def test_evaluate_passes_its_arguments(monkeypatch: Any, capsys: Any) -> None:
         | {"decoder": "whisper", "latency": None}
         | {
             "chunk_ms": [80, 300],
-            "draft_ms": 60,
+            "right_context_ms": 60,
             "beam_size": 1,
             "second_pass": False,
             "limit": 5,

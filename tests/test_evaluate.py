@@ -173,7 +173,7 @@ def test_several_chunk_sizes_share_the_offline_pass(run: Any) -> None:
     assert recognizer.n_offline == 2
     assert recognizer.options[-1] == {
         "chunk_ms": 300,
-        "draft_ms": None,
+        "right_context_ms": None,
         "decoder": "whisper",
         "latency": None,
         "beam_size": 2,

@@ -48,7 +48,7 @@ def test_every_field_of_start_arrives() -> None:
         decoder="whisper",
         language="en",
         chunk_ms=80,
-        draft_ms=40,
+        right_context_ms=40,
         beam_size=2,
         interim=False,
         words=False,
@@ -143,7 +143,7 @@ def test_unknown_types_are_answered_with_the_known_ones(text: str) -> None:
         ("chunk_ms", 50, "an integer from 40 to 1000 in steps of 20"),
         ("chunk_ms", 20, "an integer from 40 to 1000 in steps of 20"),
         ("chunk_ms", 1020, "an integer from 40 to 1000 in steps of 20"),
-        ("draft_ms", 1020, "an integer from 40 to 1000 in steps of 20"),
+        ("right_context_ms", 980, "an integer from 0 to 960 in steps of 20"),
         ("latency", "tiny", LATENCIES),
         ("latency", -1, LATENCIES),
         ("latency", 2001.0, LATENCIES),
@@ -191,13 +191,22 @@ def test_chunk_ms_and_latency_contradict_each_other() -> None:
     assert start(latency=80).field == "latency"
 
 
-def test_drafts_are_for_whispers_decoder() -> None:
-    """The transducer shows at once what it hears; the server's own setting is for the other decoder only."""
-    assert start(decoder="transducer", draft_ms=80).field == "draft_ms"
-    defaults = StreamSettings(chunk_ms=600, draft_ms=200)
-    for fields, draft_ms in (({}, 200), ({"draft_ms": 100}, 100), ({"decoder": "transducer"}, None)):
+def test_right_context_is_for_whispers_decoder() -> None:
+    """The transducer looks ahead by itself; the server's own setting is for the other decoder only."""
+    assert start(decoder="transducer", right_context_ms=80).field == "right_context_ms"
+    defaults = StreamSettings(chunk_ms=600, right_context_ms=200)
+    for fields, expected in (
+        ({}, 200),
+        ({"right_context_ms": 0}, 0),
+        ({"chunk_ms": 300}, None),  # another chunk size has the usual one
+        ({"latency": "minimal"}, None),
+        ({"latency": "high"}, 200),
+        ({"decoder": "transducer"}, None),
+    ):
         begun: Any = parse(json.dumps({"type": "start", **fields}), defaults)
-        assert begun.settings.draft_ms == draft_ms
+        assert begun.settings.right_context_ms == expected
+    problem = start(chunk_ms=700, right_context_ms=320)
+    assert problem.message == "right_context_ms is 320; with chunks of 700 ms at most 300"
 
 
 def test_latency_turns_the_transducers_dial() -> None:

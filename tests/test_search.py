@@ -77,6 +77,7 @@ class Alone:
             open_tokens=open_tokens,
         )
         self.search.restart(START)
+        self.final_end = 10**9
 
     @property
     def committed(self) -> list[Token]:
@@ -87,7 +88,8 @@ class Alone:
         return self.search.draft
 
     def advance(self, cross: FrameCache) -> list[Token]:
-        return self.run(self.search.advance(cross, n_in_segment=len(self.committed)))
+        n_committed = len(self.committed)
+        return self.run(self.search.advance(cross, n_in_segment=n_committed, final_end=self.final_end))
 
     def run(self, steps: Steps[T]) -> T:
         answer: DecoderResult | None = None

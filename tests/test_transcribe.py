@@ -104,7 +104,7 @@ def test_options_reach_the_stream(wav: Callable[..., str], fake: FakeRecognizer,
     options += ["--hotwords", "Ann, Bo Lee,", "--decoder", "transducer", "--latency", "low"]
     assert main(["transcribe", wav(), *options]) == 0
     assert fake.options == [
-        {"decoder": "transducer", "latency": "low", "chunk_ms": 80, "draft_ms": None, "beam_size": 3}
+        {"decoder": "transducer", "latency": "low", "chunk_ms": 80, "right_context_ms": None, "beam_size": 3}
         | {"language": "en"}
         | {"prompt": "Hi.", "hotwords": ["Ann", "Bo Lee"], "second_pass": True}
     ]

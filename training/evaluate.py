@@ -54,8 +54,8 @@ class Settings:
     """Stream once more with the second pass: WER and latency of the streamed text stay what they are."""
     offline: bool = True
     """Also transcribe with adapters off on the padded window."""
-    draft_ms: int | None = None
-    """Audio after which the beginning of a longer chunk is shown as a draft."""
+    right_context_ms: int | None = None
+    """Of Whisper's decoder; None is the usual."""
 
     def stream(self, recognizer: Recognizer, *, chunk_ms: int, second_pass: bool = False) -> Stream:
         """Return a fresh stream."""
@@ -63,7 +63,7 @@ class Settings:
             decoder=self.decoder,
             latency=self.latency,
             chunk_ms=chunk_ms,
-            draft_ms=self.draft_ms,
+            right_context_ms=self.right_context_ms,
             beam_size=self.beam_size,
             second_pass=second_pass,
         )
@@ -85,7 +85,7 @@ def run(
     offline: bool,
     head: str = "auto",
     latency: str | float | None = None,
-    draft_ms: int | None = None,
+    right_context_ms: int | None = None,
     weights: str = "auto",
     also: Sequence[str] = (),
     report: Path | None = None,
@@ -109,7 +109,7 @@ def run(
         offline: Also measure the same weights on the padded window with adapters off.
         head: ``auto``, ``none`` or a folder.
         latency: The transducer's, as in :meth:`asr.Recognizer.stream`.
-        draft_ms: The same for drafts of Whisper's decoder.
+        right_context_ms: Whisper's decoder's, likewise.
         weights: ``auto``, ``int8`` or ``fp32``.
         also: Other models to compare with, each ``MODEL`` or ``MODEL,ADAPTER``.
         report: Folder for ``report.html`` with playable clips, plots and ``report.json``.
@@ -122,7 +122,7 @@ def run(
     Raises:
         ForesoundError: The manifest, the model, the adapter or an option cannot be used.
     """
-    settings = Settings(tuple(chunk_ms), decoder, beam_size, latency, second_pass, offline, draft_ms)
+    settings = Settings(tuple(chunk_ms), decoder, beam_size, latency, second_pass, offline, right_context_ms)
     _check_options(settings, limit=limit, workers=workers)
     utterances = read_manifest(manifest)
     with_text = [utterance for utterance in utterances if utterance.text is not None]
@@ -133,7 +133,7 @@ def run(
         check_folder(report)
     shared = {"decoder": decoder, "beam_size": beam_size, "weights": weights}
     shared |= {"manifest": manifest.name, "workers": workers}
-    shared |= {"latency": latency} if decoder == "transducer" else {"draft_ms": draft_ms}
+    shared |= {"latency": latency} if decoder == "transducer" else {"right_context_ms": right_context_ms}
     shared["n_without_text"] = len(utterances) - len(with_text)
     forced = read_alignments(alignments) if alignments else {}
     measured = []

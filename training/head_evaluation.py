@@ -121,7 +121,7 @@ def stream(
         waits: list[list[int]] = [[] for _ in group]
         at, going = 0, list(range(len(group)))
         while going:
-            end = at + chunking.next_size(at)
+            end = chunking.next_end(at)
             jobs = [_next_job(readers[i], group[i].frames, at, end) for i in going]
             for i, reading in zip(going, read(head, jobs), strict=True):
                 tokens[i] += reading.tokens

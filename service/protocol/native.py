@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from asr.encoder import MAX_CHUNK_MS
 from asr.events import Final, Partial, SpeechEnded, SpeechStarted, event_to_dict
 from service.messages import (
     Ack,
@@ -168,10 +169,17 @@ def _start(message: StartMessage, defaults: StreamSettings) -> Command:
         names = ", ".join(LATENCY_MS)
         text = f"latency is {_shown(latency)}; expected one of {names}, a number is for the transducer"
         return Problem("invalid_field", text, field="latency")
-    if message.draft_ms is not None and looks_ahead:
-        text = "draft_ms is for the whisper decoder; leave it out with the transducer"
-        return Problem("invalid_field", text, field="draft_ms")
-    chunk_ms = LATENCY_MS[latency] if isinstance(latency, str) else None
+    if message.right_context_ms is not None and looks_ahead:
+        text = "right_context_ms is for the whisper decoder; leave it out with the transducer"
+        return Problem("invalid_field", text, field="right_context_ms")
+    chunk_ms = message.chunk_ms or (LATENCY_MS[latency] if isinstance(latency, str) else defaults.chunk_ms)
+    right_context_ms = message.right_context_ms
+    if right_context_ms is not None and chunk_ms + right_context_ms > MAX_CHUNK_MS:
+        longest = MAX_CHUNK_MS - chunk_ms
+        text = f"right_context_ms is {right_context_ms}; with chunks of {chunk_ms} ms at most {longest}"
+        return Problem("invalid_field", text, field="right_context_ms")
+    if right_context_ms is None and not looks_ahead:
+        right_context_ms = defaults.with_chunk_ms(chunk_ms).right_context_ms
     return Start(
         audio=AudioFormat(
             encoding=message.encoding.replace("-", "_"),
@@ -181,8 +189,8 @@ def _start(message: StartMessage, defaults: StreamSettings) -> Command:
         settings=StreamSettings(
             decoder=decoder,
             latency=(defaults.latency if latency is None else latency) if looks_ahead else None,
-            chunk_ms=message.chunk_ms or chunk_ms or defaults.chunk_ms,
-            draft_ms=None if looks_ahead else message.draft_ms or defaults.draft_ms,
+            chunk_ms=chunk_ms,
+            right_context_ms=right_context_ms,
             beam_size=message.beam_size,
             language=message.language,
             prompt=message.prompt,
@@ -280,7 +288,7 @@ def _ready(ready: Ready) -> dict[str, Any]:
             "latency": settings.latency,
             "language": settings.language,
             "chunk_ms": settings.chunk_ms,
-            "draft_ms": settings.draft_ms,
+            "right_context_ms": settings.right_context_ms,
             "beam_size": settings.beam_size,
             "interim": start.interim,
             "words": start.words,

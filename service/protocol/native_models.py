@@ -43,8 +43,8 @@ class StartMessage(_Message):
     chunk_ms: int | None = Field(
         default=None, ge=40, le=1000, multiple_of=20, description="an integer from 40 to 1000 in steps of 20"
     )
-    draft_ms: int | None = Field(
-        default=None, ge=40, le=1000, multiple_of=20, description="an integer from 40 to 1000 in steps of 20"
+    right_context_ms: int | None = Field(
+        default=None, ge=0, le=960, multiple_of=20, description="an integer from 0 to 960 in steps of 20"
     )
     latency: (
         Literal["minimal", "low", "medium", "high"]

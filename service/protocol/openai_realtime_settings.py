@@ -167,8 +167,7 @@ class Settings:
         transcription = self.session.audio.input.transcription
         defaults = self.opening.defaults
         settings = replace(
-            defaults,
-            chunk_ms=DELAY_MS[transcription.delay] if transcription.delay else defaults.chunk_ms,
+            defaults.with_chunk_ms(DELAY_MS[transcription.delay]) if transcription.delay else defaults,
             latency=self._latency,
             language=self.language,
             prompt=(transcription.prompt or "")[-_PROMPT_CHARS:] or None,
