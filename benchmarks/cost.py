@@ -42,7 +42,7 @@ class Variant:
     """One way to recognise.
 
     A name is ``int8`` or ``fp32``, then, each after a plus sign, ``adaptive`` (silence is skipped) and
-    ``left=N`` (seconds of visible past) or ``chunk=N`` (milliseconds).
+    ``left=N`` (seconds of visible past), ``right=N`` or ``chunk=N`` (milliseconds).
     """
 
     name: str
@@ -72,10 +72,13 @@ class Variant:
                 options["adaptive"] = True
             elif key == "left":
                 options["left_context_s"] = float(value)
+            elif key == "right":
+                options["right_context_ms"] = int(value)
             elif key == "chunk":
                 chunk_ms = int(value)
             else:
-                raise ValueError(f"a variant has no part {part!r}; there are adaptive, left=N and chunk=N")
+                known = "adaptive, left=N, right=N and chunk=N"
+                raise ValueError(f"a variant has no part {part!r}; there are {known}")
         return cls(name, weights, chunk_ms, options)
 
 

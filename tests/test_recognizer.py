@@ -110,8 +110,8 @@ def test_golden_transcript(jfk: np.ndarray) -> None:
     stream = Recognizer.load("tiny.en", weights="fp32").stream(left_context_s=10, adaptive=False)
     play(stream, jfk)
     assert stream.transcript.text == (
-        "And so my fellow Americans. And not what your country can do for you. "
-        "As what you can do for your country."
+        "And so my fellow Americans. Ask not. What your country can do for you? "
+        "Ask what you can do for your country."
     )
 
 
@@ -297,7 +297,9 @@ def test_no_word_is_lost_or_doubled_at_a_seam(jfk: np.ndarray) -> None:
     """Speech without a pause across two re-anchorings reads like the same speech in one window."""
     spoken = [(0.3, 2.4), (3.2, 4.5), (5.3, 7.7), (8.1, 10.6)]  # seconds, without the pauses between
     piece = np.concatenate([jfk[int(a * SAMPLE_RATE) : int(b * SAMPLE_RATE)] for a, b in spoken])
-    stream = Recognizer.load("tiny.en", weights="fp32").stream()  # what repeats tells formats apart
+    # What repeats tells formats apart, and in the middle of a window, with much right context, makes tiny.en
+    # say a sentence twice.
+    stream = Recognizer.load("tiny.en", weights="fp32").stream(right_context_ms=100)
     play(stream, np.tile(piece, 9))
     words = [word.text.strip(".,?!").lower() for word in stream.transcript.words]
     assert abs(words.count("country") - 9 * 2) <= 1
@@ -462,7 +464,7 @@ def test_language_is_detected(multilingual: Recognizer, jfk: np.ndarray, seconds
 def test_flush_takes_its_silence_back(
     tiny_recognizer: Recognizer, jfk: np.ndarray, monkeypatch: pytest.MonkeyPatch, chunk_ms: int
 ) -> None:
-    """After flushes anywhere the window holds exactly the frames of a stream that was never flushed."""
+    """After flushes anywhere the window holds exactly the final frames of a stream never flushed."""
     monkeypatch.setattr("asr.stream.STALL", 10**9)  # random weights stall anywhere
     monkeypatch.setattr("asr.stream.STALL_AT_END", 10**9)
     plain, flushed = (tiny_recognizer.stream(chunk_ms=chunk_ms, silence_ms=5000) for _ in range(2))
@@ -474,8 +476,8 @@ def test_flush_takes_its_silence_back(
         events += flushed.flush()
         assert flushed.flush() == []
     ours, theirs = flushed._window.cross, plain._window.cross
-    n_frames = theirs.n_frames
-    assert ours.n_frames == n_frames > 200
+    n_frames = plain._window.position
+    assert flushed._window.position == n_frames > 200
     torch.testing.assert_close(ours.frames[:, :n_frames], theirs.frames[:, :n_frames], atol=1e-4, rtol=1e-4)
     finals = [event for event in events if isinstance(event, Final)]
     assert len(finals) >= 2 and all(final.end in cuts for final in finals)

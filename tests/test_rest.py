@@ -126,9 +126,9 @@ async def test_what_reaches_the_recogniser() -> None:
         )
         await transcribe(openai, stream=True)
     first, second = (settings for _, settings in batcher.opened)
-    expected = StreamSettings(chunk_ms=1000, language="en", prompt="Hello", hotwords=("Ann", "Bo"))
+    expected = StreamSettings(chunk_ms=700, language="en", prompt="Hello", hotwords=("Ann", "Bo"))
     assert first == StreamSettings(**{**expected.__dict__, "second_pass": True})
-    assert second == StreamSettings(chunk_ms=1000)
+    assert second == StreamSettings(chunk_ms=700)
 
 
 @in_loop

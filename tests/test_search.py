@@ -274,7 +274,7 @@ def test_random_weights_beam_of_one_is_greedy(tiny_model: Whisper) -> None:
         best = beam.run(inner._beam(sequence[inner._cache.n_tokens :], cross))[0]
         inner._cache.truncate(len(sequence) - 1)
         inner.draft = best.tokens
-        inner.commit(inner._n_certain([best]))
+        inner.commit(inner._n_certain([best], beam.final_end))
         assert [t.id for t in beam.committed] == [t.id for t in greedy.committed]
         assert [t.id for t in beam.draft] == [t.id for t in greedy.draft]
     assert len(greedy.committed) > 10
