@@ -46,7 +46,7 @@ from asr.weight_format import choose_format
 DECODERS = ("whisper", "transducer")
 MAX_BEAM_SIZE = 16
 MAX_OPEN_TOKENS = 16
-RIGHT_CONTEXT_MS = 300
+RIGHT_CONTEXT_MS = {"whisper": 300, "transducer": 160}
 LEFT_CONTEXT_S = 5.0  # heard as well as 10 s (docs/performance.md), at half the attention and memory
 
 
@@ -212,8 +212,7 @@ class Recognizer:
             right_context_ms: Audio that is heard after a frame before it is final, a multiple of 20, at most
                 1000 together with ``chunk_ms``. Until then it is provisional: its words are shown at once,
                 but stay open, and the next step computes it again with what came after it. More is better
-                and dearer. None is 300, or what the chunk leaves of 1000; 0 for a transducer, which reads
-                final frames only.
+                and dearer. None is 300, 160 for the transducer, or what the chunk leaves of 1000.
             beam_size: Hypotheses, 1 to 16; 1 is greedy.
             open_tokens: Newest tokens that are never committed before the segment ends, 0 to 16; the
                 transducer's own affair.
@@ -236,6 +235,9 @@ class Recognizer:
         Raises:
             OptionError: A value is outside its range.
         """
+        transducer = self._transducer(decoder, latency, fixed_look)
+        if right_context_ms is None:
+            right_context_ms = max(0, min(RIGHT_CONTEXT_MS[decoder], MAX_CHUNK_MS - chunk_ms))
         _check_range("beam_size", beam_size, low=1, high=MAX_BEAM_SIZE)
         _check_range("open_tokens", open_tokens, low=0, high=MAX_OPEN_TOKENS)
         options = StreamOptions(
@@ -243,7 +245,7 @@ class Recognizer:
                 chunk_ms,
                 initial=self._initial,
                 left_context_s=self._left_context_s if left_context_s is None else left_context_s,
-                right_context_ms=_right_context_ms(right_context_ms, chunk_ms, decoder),
+                right_context_ms=right_context_ms,
             ),
             beam_size=beam_size,
             open_tokens=open_tokens,
@@ -254,7 +256,7 @@ class Recognizer:
             second_pass=second_pass,
             rules=EndpointRules(silence_ms, max_segment_s),
             adaptive=adaptive,
-            transducer=self._transducer(decoder, latency, fixed_look),
+            transducer=transducer,
         )
         with torch.inference_mode():
             if slot is None:
@@ -345,18 +347,6 @@ def _streaming_parts(model: Whisper, weights: str) -> tuple[CausalEncoder, Decod
             cache_dtype=torch.bfloat16,
         ),
     )
-
-
-def _right_context_ms(wanted: int | None, chunk_ms: int, decoder: str) -> int:
-    """The right context of a stream."""
-    if decoder == "transducer":
-        if wanted:
-            raise OptionError(
-                "right_context_ms is for Whisper's decoder; a transducer looks ahead as far as latency says, "
-                "leave it out"
-            )
-        return 0
-    return max(0, min(RIGHT_CONTEXT_MS, MAX_CHUNK_MS - chunk_ms)) if wanted is None else wanted
 
 
 def _check_range(name: str, value: int, *, low: int, high: int) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from asr.anchor import Anchor, anchor_after_words, anchor_in_pause, anchor_in_speech
-from asr.encoder import MEL_PER_FRAME
+from asr.encoder import FRAME_SAMPLES, MEL_PER_FRAME
 from asr.engine import Engine, Text
 from asr.events import SAMPLE_RATE
 from asr.features import LogMel
@@ -25,6 +25,7 @@ from asr.waits import Waits
 from asr.window import Window
 from asr.words import Token, Vocabulary
 
+LAST_SILENCE = 3 * SAMPLE_RATE // 5  # in final frames, after which the last words of a stream are out
 LATE = 2 * SAMPLE_RATE // 5  # a word's tokens come out this long after its end at the latest, as trained
 EARLY_SPEECH = SAMPLE_RATE  # tokens may come out this long before speech is noticed; older ones were noise
 
@@ -39,11 +40,10 @@ class TransducerListener:
         window: The encoder's window.
         text: Tokenizer, vocabulary and rules of the language that is spoken.
         end_silence: Samples of silence after which the last words of a stream are read.
-        waits: How long each frame read so far waited.
+        waits: How long each final frame read so far waited for later ones.
         can_rest: Every frame is read, in silence too.
     """
 
-    end_silence = 3 * SAMPLE_RATE // 5
     can_rest = False
     has_old_draft = False  # a restarted window need not hear open words again
 
@@ -59,11 +59,15 @@ class TransducerListener:
             language: Code of the language that is spoken.
         """
         self.window = window
+        self.end_silence = LAST_SILENCE + window.chunking.right_context * FRAME_SAMPLES
         self.waits = Waits(reader.timing.lag)
         self._texts = texts
         self.set_language(language)
         self._reader = reader
-        self._unread: list[Tensor] = []  # [1, F, E] encoder frames in order
+        self._unread: list[Tensor] = []  # [1, F, E] final encoder frames in order
+        self._provisional = reader.no_frames  # [1, F, E] those after them, from this one on:
+        self._first_provisional = 0
+        self._n_ahead = 0  # provisional frames when the last flush began
         self._first_unread = 0  # index of the first of them from the stream's start
         self._early: list[Token] = []  # committed in silence, perhaps just before speech is noticed
 
@@ -117,7 +121,9 @@ class TransducerListener:
         if not self._unread:
             self._first_unread = first
         n_known = self._first_unread + sum(part.shape[1] for part in self._unread) - first
-        self._unread.append(frames[:, n_known:] if self._unread else frames)
+        n_final = self.window.n_next_final
+        self._unread.append(frames[:, n_known if self._unread else 0 : n_final])
+        self._provisional, self._first_provisional = frames[:, n_final:], first + n_final
         self.window.accept()
 
     def decode(self, *, n_in_segment: int) -> Steps[list[Token]]:
@@ -129,6 +135,8 @@ class TransducerListener:
         del n_in_segment
         tokens = [*self._early, *(yield from self._read("listen"))]
         self._early = []
+        if self._provisional.shape[1]:
+            yield ReadJob(self._reader, self._provisional, self._first_provisional, "peek")
         return tokens
 
     def skip(self) -> Steps[None]:
@@ -140,7 +148,8 @@ class TransducerListener:
             self._reader.commit_draft()
 
     def before_flush(self) -> Steps[list[Token]]:
-        """Read all that is real; what is accepted from now on until :meth:`flush` is silence."""
+        """Read all that is final; what is accepted until :meth:`flush` is the rest and silence."""
+        self._n_ahead = self.window.n_heard - self.window.position
         return (yield from self._read("listen"))
 
     def flush(self, *, n_in_segment: int) -> Steps[list[Token]]:
@@ -213,7 +222,8 @@ class TransducerListener:
             self._first_unread = self._reader.n_heard
         frames = torch.cat(self._unread, dim=1)
         self._unread = []
-        reading = yield ReadJob(self._reader, frames, self._first_unread, then)
+        n_ahead = self._n_ahead if then == "flush" else 0
+        reading = yield ReadJob(self._reader, frames, self._first_unread, then, n_ahead)
         self.waits.frames.extend(reading.waits)
         return list(reading.tokens)
 

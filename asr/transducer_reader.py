@@ -16,7 +16,7 @@ from torch import Tensor
 
 from asr.events import SAMPLE_RATE
 from asr.frontier import LookPolicy
-from asr.head import HEAD_FRAME_SAMPLES, HeadJob, HeadMark, HeadState, TransducerHead
+from asr.head import HEAD_FRAME_SAMPLES, STACK, HeadJob, HeadMark, HeadState, TransducerHead
 from asr.lookahead import Released
 from asr.transducer import N_CONTEXT
 from asr.transducer_search import (
@@ -31,7 +31,7 @@ from asr.transducer_search import (
 )
 from asr.words import Token, Vocabulary
 
-Then = Literal["listen", "flush", "finish"]
+Then = Literal["listen", "peek", "flush", "finish"]
 MAX_DRAFT_TOKENS = 24  # the oldest words of a longer draft are committed although hypotheses disagree
 
 
@@ -114,12 +114,13 @@ class TransducerReader:
         self.n_heard = 0
         self._n_released = 0  # head frames
         self._newest = 0  # head frame that some output has waited for
+        self._peeked: tuple[Emission, ...] | None = None  # open tokens after a look at provisional frames
         self._said = list(head.transducer.first_context)  # newest committed tokens
 
     @property
     def draft(self) -> tuple[Token, ...]:
-        """Open tokens: the newest word, and what hypotheses disagree on."""
-        return tuple(map(self._token, self._search.draft))
+        """Open tokens: the newest word, what hypotheses disagree on, and what provisional frames say."""
+        return tuple(map(self._token, self._search.draft if self._peeked is None else self._peeked))
 
     @property
     def no_frames(self) -> Tensor:
@@ -132,12 +133,12 @@ class TransducerReader:
         return self._search.n_frames * HEAD_FRAME_SAMPLES
 
     def commit_draft(self) -> list[Token]:
-        """Commit what is open, and return it."""
+        """Commit what is open, but for what provisional frames say, and return it."""
         return self._commit(len(self._search.draft))
 
     def forget_final_mark(self) -> None:
         """Go on as if the text, all of it committed, had not ended with a full stop."""
-        assert not self.draft, "open tokens follow the mark"
+        assert not self._search.draft, "open tokens follow the mark"
         if len(self._said) > N_CONTEXT and self._vocabulary.is_mark(self._said[-1]):
             self._said.pop()
             context = tuple(self._said[-N_CONTEXT:])
@@ -158,7 +159,7 @@ class TransducerReader:
         assert job.first_frame <= self.n_heard, "encoder frames are missing"
         new = job.frames[:, self.n_heard - job.first_frame :]
         self.n_heard += new.shape[1]
-        return HeadJob(new, self._state, ends=job.then != "listen")
+        return HeadJob(new, self._state, ends=job.then in ("flush", "finish"))
 
     def _unread(self, released: Released) -> Released:
         """The released frames that an earlier flush has not read already."""
@@ -167,11 +168,15 @@ class TransducerReader:
         return Released(released.frames[:, n_read:], released.reach[n_read:])
 
     def _take(self, reach: tuple[int, ...], job: ReadJob, mark: _Mark) -> Reading:
-        """Commit what is certain, once the released frames have been searched; after a flush go back."""
+        """Commit what is certain, once the released frames have been searched; after others go back."""
+        self._peeked = self._search.draft if job.then == "peek" else None
+        if job.then == "peek":
+            self._go_back(mark)
+            return Reading((), ())
         if job.then == "flush":
             mark.search = self._search
             self._go_back(mark)
-        n_real = self._state.n_heard
+        n_real = (self.n_heard + job.n_ahead) // STACK
         waits = []
         for frame, newest in enumerate(reach, start=self._search.n_frames - len(reach)):
             self._newest = max(self._newest, min(newest, n_real - 1))
@@ -184,6 +189,7 @@ class TransducerReader:
 
     def _commit(self, n_tokens: int) -> list[Token]:
         emissions = self._search.commit(n_tokens)
+        self._peeked = None
         self._said = [*self._said, *(emission.token for emission in emissions)][-N_CONTEXT - 1 :]
         return [self._token(emission) for emission in emissions]
 
@@ -211,14 +217,19 @@ class ReadJob:
         reader: The stream's reader.
         frames: ``[1, F, E]``, some of which may have been read before; at most a few seconds new ones.
         first_frame: Index of the first of them from the stream's start.
-        then: "finish": the stream ends with them. "flush": everything heard before them is read and committed
-            now, as if the stream ended with them; they are silence that it will not have heard afterwards.
+        then: "finish": the stream ends with them. "peek": they are provisional; what they say is the reader's
+            draft until its next job, and it has not heard them afterwards. "flush": everything heard before
+            them is read and committed now, as if the stream ended with them; they are silence that it will
+            not have heard afterwards.
+        n_ahead: Of the frames of a flush, how many were heard before the silence and will come once more when
+            they are final.
     """
 
     reader: TransducerReader
     frames: Tensor
     first_frame: int
     then: Then = "listen"
+    n_ahead: int = 0
 
 
 def read(head: TransducerHead, jobs: Sequence[ReadJob]) -> list[Reading]:

@@ -115,6 +115,11 @@ class Window:
         return self.n_next > self.cross.frames.shape[1]
 
     @property
+    def n_next_final(self) -> int:
+        """How many frames the next step makes final, the first of those that it computes."""
+        return self.chunking.n_final(self.n_next) - self.position
+
+    @property
     def origin(self) -> int:
         """Sample of position 0."""
         return self._sample(0)
@@ -182,7 +187,7 @@ class Window:
     def next_job(self) -> WindowJob:
         """The next step; :attr:`due` samples must have been heard. It replaces the provisional frames."""
         self.cross.n_frames = self.position
-        n_final = self.chunking.n_final(self.n_next) - self.position
+        n_final = self.n_next_final
         mel = self._scale(n_final)
         job = EncoderJob(mel, self._encoder_state, self.chunking.left_context, n_final)
         return WindowJob(job, self.cross if self._fills_cross else None)

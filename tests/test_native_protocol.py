@@ -191,9 +191,8 @@ def test_chunk_ms_and_latency_contradict_each_other() -> None:
     assert start(latency=80).field == "latency"
 
 
-def test_right_context_is_for_whispers_decoder() -> None:
-    """The transducer looks ahead by itself; the server's own setting is for the other decoder only."""
-    assert start(decoder="transducer", right_context_ms=80).field == "right_context_ms"
+def test_the_servers_right_context_is_that_of_its_chunks_and_decoder() -> None:
+    """With others it is the usual one, unless the client says which."""
     defaults = StreamSettings(chunk_ms=600, right_context_ms=200)
     for fields, expected in (
         ({}, 200),
@@ -202,6 +201,7 @@ def test_right_context_is_for_whispers_decoder() -> None:
         ({"latency": "minimal"}, None),
         ({"latency": "high"}, 200),
         ({"decoder": "transducer"}, None),
+        ({"decoder": "transducer", "right_context_ms": 80}, 80),
     ):
         begun: Any = parse(json.dumps({"type": "start", **fields}), defaults)
         assert begun.settings.right_context_ms == expected

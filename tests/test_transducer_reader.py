@@ -128,6 +128,29 @@ def test_waits_are_what_the_frames_waited(head: TransducerHead) -> None:
     assert 30 < seen <= 40
 
 
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_a_peek_is_shown_and_forgotten(head: TransducerHead, beam_size: int) -> None:
+    """What provisional frames say is the draft until the next job; the text is as without them."""
+    frames, provisional = _frames(120, seed=11), _frames(12, seed=12)
+    plain, peeking = (_reader(head, beam_size=beam_size) for _ in range(2))
+    texts: list[list[Token]] = [[], []]
+    n_longer = 0
+    for at in range(0, 120, 12):
+        for reader, text in zip((plain, peeking), texts, strict=True):
+            (reading,) = read(head, [ReadJob(reader, frames[:, at : at + 12], at)])
+            text += reading.tokens
+        before = peeking.draft
+        assert _seen(list(before)) == _seen(list(plain.draft))
+        (reading,) = read(head, [ReadJob(peeking, provisional, at + 12, "peek")])
+        assert reading == Reading((), ())
+        n_longer += len(peeking.draft) > len(before)
+    assert n_longer > 2
+    for reader, text in zip((plain, peeking), texts, strict=True):
+        (reading,) = read(head, [ReadJob(reader, reader.no_frames, 120, "finish")])
+        text += [*reading.tokens, *reader.commit_draft()]
+    assert _seen(texts[0]) == _seen(texts[1]) and len(texts[0]) > 8
+
+
 def test_a_flush_reads_everything_once_and_takes_the_silence_back(head: TransducerHead) -> None:
     """Its text is that of a stream that ends there; what comes later is read as if it had not happened."""
     frames, silence = _frames(121, seed=4), torch.zeros(1, 15, TINY_HEAD.encoder_width, dtype=torch.float64)

@@ -169,16 +169,13 @@ def _start(message: StartMessage, defaults: StreamSettings) -> Command:
         names = ", ".join(LATENCY_MS)
         text = f"latency is {_shown(latency)}; expected one of {names}, a number is for the transducer"
         return Problem("invalid_field", text, field="latency")
-    if message.right_context_ms is not None and looks_ahead:
-        text = "right_context_ms is for the whisper decoder; leave it out with the transducer"
-        return Problem("invalid_field", text, field="right_context_ms")
     chunk_ms = message.chunk_ms or (LATENCY_MS[latency] if isinstance(latency, str) else defaults.chunk_ms)
     right_context_ms = message.right_context_ms
     if right_context_ms is not None and chunk_ms + right_context_ms > MAX_CHUNK_MS:
         longest = MAX_CHUNK_MS - chunk_ms
         text = f"right_context_ms is {right_context_ms}; with chunks of {chunk_ms} ms at most {longest}"
         return Problem("invalid_field", text, field="right_context_ms")
-    if right_context_ms is None and not looks_ahead:
+    if right_context_ms is None and decoder == defaults.decoder:
         right_context_ms = defaults.with_chunk_ms(chunk_ms).right_context_ms
     return Start(
         audio=AudioFormat(
