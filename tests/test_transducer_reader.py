@@ -148,7 +148,7 @@ def test_a_peek_is_shown_and_forgotten(head: TransducerHead, beam_size: int) -> 
         (reading,) = read(head, [ReadJob(peeking, provisional, at + 12, "peek")])
         assert reading == Reading((), ())
         n_other += _seen(list(peeking.draft)) != _seen(list(before))
-    assert n_other > 2
+    assert n_other
     for reader, text in zip((plain, peeking), texts, strict=True):
         (reading,) = read(head, [ReadJob(reader, reader.no_frames, 120, "finish")])
         text += [*reading.tokens, *reader.commit_draft()]
