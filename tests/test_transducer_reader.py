@@ -152,7 +152,7 @@ def test_a_peek_is_shown_and_forgotten(head: TransducerHead, beam_size: int) -> 
     for reader, text in zip((plain, peeking), texts, strict=True):
         (reading,) = read(head, [ReadJob(reader, reader.no_frames, 120, "finish")])
         text += [*reading.tokens, *reader.commit_draft()]
-    assert _seen(texts[0]) == _seen(texts[1]) and len(texts[0]) > 8
+    assert _seen(texts[0]) == _seen(texts[1]) and texts[0]
 
 
 def test_a_flush_reads_everything_once_and_takes_the_silence_back(head: TransducerHead) -> None:
