@@ -30,6 +30,7 @@ LONG_WINDOW = 15 * SAMPLE_RATE  # a window longer than this restarts in the next
 KEPT_MARGIN = SAMPLE_RATE // 10  # a word that starts this little before an anchor is still heard
 OLDEST_DRAFT = 4 * SAMPLE_RATE  # age of open words that a restarted window surely hears again
 NEWEST_TOKENS = 4  # looked at to find the newest word: attention to punctuation points anywhere
+NEWS_BACK = SAMPLE_RATE  # a new word was heard at most so long before it came out
 MAX_CARRIED_TOKENS = 64  # committed text that a new window gets as prompt
 MAX_PROMPT_TOKENS = 64  # of the caller's prompt
 
@@ -81,6 +82,7 @@ class Listener:
         self._options = options
         self._slot = slot
         self._context: list[int] = []  # newest committed tokens, of this window and before
+        self._grown = 0  # sample up to which was heard when the text last got longer
         self.decoded = 0
         self.waits = Waits()
         self.window = Window(engine.log_mel, options.chunking, slot)
@@ -119,9 +121,13 @@ class Listener:
 
     @property
     def last_peak(self) -> int:
-        """Sample where the newest words were heard; the window's start if there are none."""
+        """Sample where the newest words were heard; the window's start if there are none.
+
+        Attention may rest elsewhere, but a word that is new was heard just now.
+        """
         tokens = [*self._search.committed[-NEWEST_TOKENS:], *self._search.draft]
-        return max([self.window.origin, *(token.peak for token in tokens)])
+        peaks = [token.peak for token in tokens]
+        return max(self.window.origin, self._grown - NEWS_BACK, *peaks)
 
     def set_language(self, language: str) -> None:
         """Take the tokenizer of a language and read the window afresh."""
@@ -155,9 +161,12 @@ class Listener:
             n_in_segment: Tokens that the running segment has already.
         """
         self.decoded = self.window.end
+        n_open = len(self._search.draft)
         tokens = yield from self._search.advance(
             self.window.cross, n_in_segment=n_in_segment, final_end=self.window.final_end
         )
+        if len(tokens) + len(self._search.draft) > n_open:
+            self._grown = self.window.end
         return self._committed(tokens)
 
     def skip(self) -> Steps[None]:

@@ -15,6 +15,7 @@ from asr.decoder import DecoderJob, DecoderResult
 from asr.errors import AudioError, OptionError
 from asr.events import SAMPLE_RATE, Event, Final, Partial, SpeechEnded, SpeechStarted
 from asr.recognizer import Recognizer
+from asr.search import Search
 from asr.second_pass import PendingFinal
 from asr.stream import Stream
 from tests.tiny import TINY_DIMS
@@ -304,6 +305,21 @@ def test_no_word_is_lost_or_doubled_at_a_seam(jfk: np.ndarray) -> None:
     words = [word.text.strip(".,?!").lower() for word in stream.transcript.words]
     assert abs(words.count("country") - 9 * 2) <= 1
     assert abs(len(words) - 9 * 22) <= 6
+
+
+def test_attention_at_rest_has_nothing_read_twice(jfk: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where attention never leaves a window's start, words that keep coming show that no place is lost."""
+
+    def at_rest(search: Search, result: DecoderResult) -> list[list[int]]:
+        n_rows, n_new = result.attention.shape[0], result.attention.shape[2]
+        return [[search._origin] * n_new for _ in range(n_rows)]
+
+    recognizer = Recognizer.load("tiny.en", weights="fp32")
+    monkeypatch.setattr(Search, "_peaks", at_rest)
+    stream = recognizer.stream()
+    play(stream, jfk)
+    words = [word.text.strip(".,?!").lower() for word in stream.transcript.words]
+    assert words.count("ask") == 2 and words.count("country") == 2 and len(words) == 22
 
 
 def test_second_pass_is_the_original_whisper(recognizer: Recognizer, jfk: np.ndarray) -> None:
