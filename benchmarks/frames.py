@@ -28,8 +28,7 @@ from asr.rules import default_rules
 from asr.search import Search
 from asr.words import Vocabulary
 from benchmarks.machine import machine
-from benchmarks.utterances import evenly_spread
-from training.manifest import load_audio
+from training.manifest import load_audio, read_manifest
 from training.metrics import WerResult, count_edits
 
 LAST_SILENCE = MAX_CHUNK_MS // 20  # frames after the speech, so that the last chunk is whole
@@ -96,7 +95,7 @@ def parse_mode(name: str) -> Chunking:
         ValueError: A part is no number.
     """
     chunk_ms, _, right_context_ms = name.partition("+")
-    return Chunking.from_ms(int(chunk_ms), right_context_ms=int(right_context_ms or 0))
+    return Chunking.from_ms(int(chunk_ms), initial=0, right_context_ms=int(right_context_ms or 0))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,12 +103,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     try:
         modes = {name: parse_mode(name) for name in args.modes.split(",")}
-        utterances = [u for u in evenly_spread(args.manifest, limit=args.limit) if u.duration_s <= MAX_S]
+        spoken = [u for u in read_manifest(args.manifest) if u.text and u.duration_s <= MAX_S]
         recognizer = Recognizer.load(args.model, adapter=args.adapter, weights="fp32")
     except (ForesoundError, ValueError) as error:
         print(f"frames: {error}", file=sys.stderr)
         return 2
-    reader = WholeReader(recognizer)
+    utterances, reader = spoken[: args.limit], WholeReader(recognizer)
     edits = {name: WerResult() for name in (*modes, "offline")}
     for utterance in tqdm(utterances, unit="utterance", disable=None):
         samples, text = load_audio(utterance), utterance.text or ""
@@ -129,7 +128,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Word error rate where every frame is read at once.")
     add = parser.add_argument
     add("--manifest", type=Path, required=True, metavar="M.jsonl")
-    add("--limit", type=int, default=40, metavar="N", help="utterances (default: 40)")
+    add("--limit", type=int, default=40, metavar="N", help="the first utterances (default: 40)")
     add("--model", default="tiny.en")
     add("--adapter", default="auto", metavar="A", help="auto, none or a folder (default: auto)")
     add("--modes", default="300,600,300+300", metavar="C[+R],...", help="chunks and right contexts, ms")
