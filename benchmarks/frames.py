@@ -22,7 +22,7 @@ from whisper.tokenizer import get_tokenizer
 
 from asr import ForesoundError, Recognizer
 from asr.decoder import Decoder, FrameCache
-from asr.encoder import FRAME_SAMPLES, MAX_CHUNK_MS, MEL_PER_FRAME, CausalEncoder, Chunking
+from asr.encoder import FRAME_MS, FRAME_SAMPLES, MAX_CHUNK_MS, MEL_PER_FRAME, CausalEncoder, Chunking
 from asr.features import LogMel, RunningNorm
 from asr.rules import default_rules
 from asr.search import Search
@@ -31,7 +31,7 @@ from benchmarks.machine import machine
 from training.manifest import load_audio, read_manifest
 from training.metrics import WerResult, count_edits
 
-LAST_SILENCE = MAX_CHUNK_MS // 20  # frames after the speech, so that the last chunk is whole
+LAST_SILENCE = MAX_CHUNK_MS // FRAME_MS  # frames after the speech, so that the last chunk is whole
 MAX_S = 26.0  # longer utterances do not fit into a window with that silence
 
 

@@ -148,7 +148,9 @@ def add_speech_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_right_context_argument(parser: argparse.ArgumentParser, *, default: str = "300") -> None:
+def add_right_context_argument(
+    parser: argparse.ArgumentParser, *, default: str = "300, the transducer 160"
+) -> None:
     """Add ``--right-context-ms``.
 
     Args:

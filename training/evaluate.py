@@ -55,7 +55,7 @@ class Settings:
     offline: bool = True
     """Also transcribe with adapters off on the padded window."""
     right_context_ms: int | None = None
-    """Of Whisper's decoder; None is the usual."""
+    """None is the usual one of the decoder and the chunk size."""
 
     def stream(self, recognizer: Recognizer, *, chunk_ms: int, second_pass: bool = False) -> Stream:
         """Return a fresh stream."""
@@ -109,7 +109,7 @@ def run(
         offline: Also measure the same weights on the padded window with adapters off.
         head: ``auto``, ``none`` or a folder.
         latency: The transducer's, as in :meth:`asr.Recognizer.stream`.
-        right_context_ms: Whisper's decoder's, likewise.
+        right_context_ms: As in :meth:`asr.Recognizer.stream`.
         weights: ``auto``, ``int8`` or ``fp32``.
         also: Other models to compare with, each ``MODEL`` or ``MODEL,ADAPTER``.
         report: Folder for ``report.html`` with playable clips, plots and ``report.json``.
@@ -132,8 +132,8 @@ def run(
     if report is not None:
         check_folder(report)
     shared = {"decoder": decoder, "beam_size": beam_size, "weights": weights}
-    shared |= {"manifest": manifest.name, "workers": workers}
-    shared |= {"latency": latency} if decoder == "transducer" else {"right_context_ms": right_context_ms}
+    shared |= {"manifest": manifest.name, "workers": workers, "right_context_ms": right_context_ms}
+    shared |= {"latency": latency} if decoder == "transducer" else {}
     shared["n_without_text"] = len(utterances) - len(with_text)
     forced = read_alignments(alignments) if alignments else {}
     measured = []
