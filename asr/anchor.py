@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from asr.encoder import FRAME_SAMPLES, Chunking
+from asr.chunking import Chunking
+from asr.encoder import FRAME_SAMPLES
 from asr.events import SAMPLE_RATE
 
 MIN_BACK = 3 * SAMPLE_RATE  # audio that a hard anchor keeps at least ...

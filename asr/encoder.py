@@ -1,9 +1,8 @@
 """Whisper's encoder made chunk-causal (CarelessWhisper / WhisperRT, arXiv 2508.12301).
 
-Encoder frames are 20 ms. A frame attends to its own chunk, to the right context after the chunk, and within
-the left context to earlier chunks. Without right context frames are final once computed. With it, the newest
-ones are provisional: they stand in until the audio after them has been heard, and the next step computes them
-again (Emformer's hard-copied right context, arXiv 2010.10759, but readers see the copies, too).
+A frame attends to its own chunk, to the right context after the chunk, and within the left context to earlier
+chunks. Without right context frames are final once computed. With it, the newest ones are provisional: they
+stand in until the audio after them has been heard, and the next step computes them again (Emformer's hard-copied right context, arXiv 2010.10759, but readers see the copies, too).
 :meth:`CausalEncoder.forward` encodes whole signals under a mask (training); :meth:`CausalEncoder.step`
 goes on with many streams, each from its own state, and gives the same final frames. Axis letters: B batch,
 T encoder frames of a stream, N those of all streams of a step, C frames with copies, M mel bins, D width,
@@ -22,93 +21,31 @@ from whisper.model import AudioEncoder
 
 from asr.attention import attend
 from asr.blocks import Block, encoder_blocks
-from asr.errors import OptionError
+from asr.chunking import Chunking
 
-FRAME_MS = 20
 FRAME_SAMPLES = 320
 MEL_PER_FRAME = 2
 MEL_CONTEXT = 2  # mel frames of past that a block of new frames needs: the two convolutions' reach
 MEL_LOOKAHEAD = 1  # mel frames of future, likewise
-MIN_CHUNK_MS, MAX_CHUNK_MS = 40, 1000
 
 
-@dataclass(frozen=True)
-class Chunking:
-    """How frames are grouped; all lengths in encoder frames of 20 ms.
+def step_bounds(chunking: Chunking, position: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the step that makes each position final.
 
-    Attributes:
-        size: Frames per chunk.
-        initial: Extra chunks that the first one is extended by (the paper uses one).
-        left_context: Frames before a step's first one that its frames may attend to.
-        right_context: Frames that must have been heard after a frame before it is final.
+    Args:
+        chunking: How frames are grouped.
+        position: Integers of any shape.
+
+    Returns:
+        That step's first frame and one past its last, of the same shape.
     """
-
-    size: int
-    initial: int = 1
-    left_context: int = 500
-    right_context: int = 0
-
-    @classmethod
-    def from_ms(
-        cls, chunk_ms: int, *, initial: int = 1, left_context_s: float = 10.0, right_context_ms: int = 0
-    ) -> Chunking:
-        """Build from milliseconds.
-
-        Args:
-            chunk_ms: 40 to 1000, a multiple of 20.
-            initial: Extra chunks in the first one.
-            left_context_s: Seconds of visible past, more than 0 and at most 30.
-            right_context_ms: A multiple of 20, at most 1000 together with ``chunk_ms``, which is as much as a
-                shipped adapter has learned to see at once.
-
-        Returns:
-            The chunking.
-
-        Raises:
-            OptionError: A value is outside its range.
-        """
-        if not (MIN_CHUNK_MS <= chunk_ms <= MAX_CHUNK_MS and chunk_ms % FRAME_MS == 0):
-            raise OptionError(
-                f"chunk_ms must be a multiple of {FRAME_MS} from {MIN_CHUNK_MS} to {MAX_CHUNK_MS}, "
-                f"not {chunk_ms}"
-            )
-        longest = MAX_CHUNK_MS - chunk_ms
-        if not (0 <= right_context_ms <= longest and right_context_ms % FRAME_MS == 0):
-            raise OptionError(
-                f"right_context_ms must be a multiple of {FRAME_MS} from 0 to {longest} with chunks of "
-                f"{chunk_ms} ms, not {right_context_ms}"
-            )
-        if not 0 < left_context_s <= 30:
-            raise OptionError(f"left_context_s must be above 0 and at most 30, not {left_context_s}")
-        left_context = round(left_context_s * 1000 / FRAME_MS)
-        return cls(chunk_ms // FRAME_MS, initial, left_context, right_context_ms // FRAME_MS)
-
-    @property
-    def first_size(self) -> int:
-        """Frames of the first chunk."""
-        return self.size * (1 + self.initial)
-
-    @property
-    def ring_slots(self) -> int:
-        """What a ring must hold: left context, chunk and right context."""
-        return self.left_context + self.size + self.right_context
-
-    def bounds(self, position: Tensor) -> tuple[Tensor, Tensor]:
-        """The step that makes each position final: its first frame, and one past its last."""
-        ahead = position + self.right_context
-        later = (ahead - self.first_size).div(self.size, rounding_mode="floor") * self.size
-        is_first = ahead < self.first_size
-        end = torch.where(is_first, self.first_size, later + self.first_size + self.size)
-        start = torch.where(is_first, 0, end - self.size - self.right_context)
-        return start.clamp(min=0), end
-
-    def next_end(self, n_heard: int) -> int:
-        """Frames from a window's start to the end of the step after the one that ended at ``n_heard``."""
-        return n_heard + self.size if n_heard else self.first_size
-
-    def n_final(self, n_heard: int) -> int:
-        """Of the frames from a window's start to a step's end, how many are final after the step."""
-        return max(0, n_heard - self.right_context)
+    ahead = position + chunking.right_context
+    first_size, size = chunking.first_size, chunking.size
+    later = (ahead - first_size).div(size, rounding_mode="floor") * size
+    is_first = ahead < first_size
+    end = torch.where(is_first, first_size, later + first_size + size)
+    start = torch.where(is_first, 0, end - size - chunking.right_context)
+    return start.clamp(min=0), end
 
 
 @dataclass
@@ -301,7 +238,7 @@ def _with_copies(n_frames: int, chunking: Chunking, *, device: torch.device) -> 
         The frame at each place, ``[C]``, and what each place sees, ``[C, C]``, True = attend.
     """
     positions = torch.arange(n_frames, device=device)
-    start, end = chunking.bounds(positions)
+    start, end = step_bounds(chunking, positions)
     ends = end.unique()
     ahead = [positions[max(0, e - chunking.right_context) : e] for e in ends.tolist()]
     lengths = torch.tensor([len(part) for part in ahead], device=device)

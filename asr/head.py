@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asr.encoder import FRAME_MS, FRAME_SAMPLES
+from asr.chunking import FRAME_MS
+from asr.encoder import FRAME_SAMPLES
 from asr.frontier import ADAPTIVE, LookaheadMark, LookaheadState, LookPolicy
 from asr.lookahead import Lookahead, LookaheadJob, LookaheadOutput, Released
 from asr.transducer import Transducer

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from asr.anchor import Anchor, anchor_after_words, anchor_in_pause, anchor_in_speech
 from asr.biasing import DEFAULT_STRENGTH, Strength
-from asr.encoder import FRAME_SAMPLES, Chunking
+from asr.chunking import Chunking
+from asr.encoder import FRAME_SAMPLES
 from asr.endpoint import EndpointRules
 from asr.engine import Engine
 from asr.events import SAMPLE_RATE

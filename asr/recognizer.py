@@ -26,8 +26,9 @@ from asr.batch import Step, advance, step_batch
 from asr.biasing import DEFAULT_STRENGTH, Strength, check_hotwords
 from asr.bundle import read_bundle
 from asr.checkpoint import load_checkpoint
+from asr.chunking import FRAME_MS, MAX_CHUNK_MS, Chunking
 from asr.decoder import Decoder
-from asr.encoder import FRAME_MS, MAX_CHUNK_MS, CausalEncoder, Chunking
+from asr.encoder import CausalEncoder
 from asr.endpoint import EndpointRules
 from asr.engine import Engine
 from asr.errors import OptionError

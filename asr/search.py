@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from asr.biasing import Biasing
+from asr.chunking import FRAME_MS
 from asr.decoder import Decoder, DecoderJob, DecoderResult, FrameCache, SelfCache
-from asr.encoder import FRAME_MS, FRAME_SAMPLES
+from asr.encoder import FRAME_SAMPLES
 from asr.events import SAMPLE_RATE
 from asr.rules import Context, Rule, likeliest, only
 from asr.words import Token, Vocabulary

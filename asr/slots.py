@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from asr.chunking import FRAME_MS, MAX_CHUNK_MS
 from asr.decoder import Decoder, FrameCache, SelfCache
-from asr.encoder import FRAME_MS, MAX_CHUNK_MS, CausalEncoder, EncoderState
+from asr.encoder import CausalEncoder, EncoderState
 from asr.features import LogMel
 from asr.head import HeadState
 

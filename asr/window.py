@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from asr.chunking import Chunking
 from asr.decoder import FrameCache
-from asr.encoder import MEL_CONTEXT, MEL_PER_FRAME, Chunking, EncoderJob, EncoderState
+from asr.encoder import MEL_CONTEXT, MEL_PER_FRAME, EncoderJob, EncoderState
 from asr.features import PEAK_FLOOR, LogMel, LogMelState, RunningNorm
 from asr.slots import HISTORY_FRAMES, Slot
 

@@ -21,8 +21,9 @@ from tqdm import tqdm
 from whisper.tokenizer import get_tokenizer
 
 from asr import ForesoundError, Recognizer
+from asr.chunking import FRAME_MS, MAX_CHUNK_MS, Chunking
 from asr.decoder import Decoder, FrameCache
-from asr.encoder import FRAME_MS, FRAME_SAMPLES, MAX_CHUNK_MS, MEL_PER_FRAME, CausalEncoder, Chunking
+from asr.encoder import FRAME_SAMPLES, MEL_PER_FRAME, CausalEncoder
 from asr.features import LogMel, RunningNorm
 from asr.rules import default_rules
 from asr.search import Search

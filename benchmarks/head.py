@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from whisper.tokenizer import get_tokenizer
 
+from asr.chunking import FRAME_MS
 from asr.dial import measure
-from asr.encoder import FRAME_MS
 from asr.frontier import ADAPTIVE
 from asr.head import HEAD_FRAME_MS, STACK, HeadConfig, TransducerHead
 from asr.transducer_reader import EmissionTiming, ReadJob, TransducerReader, read

@@ -75,11 +75,15 @@ class ServerProcess:
 
     @property
     def cpu_s(self) -> float:
-        """Processor time that it has used."""
-        times = self._info.cpu_times()
-        return float(times.user + times.system)
+        """Processor time that it and the model's processes have used."""
+        times = [process.cpu_times() for process in self._processes]
+        return float(sum(each.user + each.system for each in times))
 
     @property
     def memory_mb(self) -> float:
-        """Memory that it holds."""
-        return float(self._info.memory_info().rss) / 2**20
+        """Memory that it and the model's processes hold."""
+        return float(sum(process.memory_info().rss for process in self._processes)) / 2**20
+
+    @property
+    def _processes(self) -> list[psutil.Process]:
+        return [self._info, *self._info.children(recursive=True)]

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from asr import Recognizer
-from asr.encoder import Chunking
+from asr.chunking import Chunking
 from benchmarks.machine import machine
 from training import align
 from training.alignment import read_aligned, teacher_tokenizer

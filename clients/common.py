@@ -9,12 +9,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from asr.chunking import MAX_CHUNK_MS, MIN_CHUNK_MS
+
 EXIT_SOME_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 EXIT_PIPE_CLOSED = 141  # 128 + SIGPIPE
-
-MIN_CHUNK_MS, MAX_CHUNK_MS = 40, 1000
 
 DEFAULT_SERVER = "ws://127.0.0.1:8765"
 TOKEN_VARIABLE = "FORESOUND_TOKEN"

@@ -1,12 +1,9 @@
-"""Lanes advance all streams, tick by tick: threads with streams of their own that share the weights.
+"""A thread advances all streams of a process, tick by tick.
 
-A tick takes at most one chunk from every stream of a lane that has one and computes all of them together, so
-an upload that is faster than speech never gets ahead of people who speak. Ticks follow one another without a
-clock: what arrives during one is taken by the next, so batches grow with the load. Second passes run in a
-thread of their own and delay nobody's partials.
-
-On a processor a lane for each core is worth more than several cores for one lane: most steps of a stream are
-too small to be shared out.
+A tick takes at most one chunk from every stream that has one and computes all of them together, so an upload
+that is faster than speech never gets ahead of people who speak. Ticks follow one another without a clock:
+what arrives during one is taken by the next, so batches grow with the load. Second passes run in a thread of
+their own and delay nobody's partials.
 """
 
 from __future__ import annotations
@@ -20,7 +17,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -32,11 +28,19 @@ from asr.events import SAMPLE_RATE, Event, Final
 from asr.recognizer import Recognizer
 from asr.second_pass import PendingFinal
 from asr.slots import Slot as State
-from asr.slots import SlotPool
 from asr.stream import NO_SAMPLES, Stream, Then
 from service.admission import Tick
 from service.intake import Intake, Samples, open_intake
-from service.stream_settings import AudioFormat, Failed, Finished, Flushed, Output, Progress, StreamSettings
+from service.stream_settings import (
+    AudioFormat,
+    Failed,
+    Finished,
+    Flushed,
+    NoSlotError,
+    Output,
+    Progress,
+    StreamSettings,
+)
 
 _LAST_TICK_S = 10.0  # for the running ticks to end when the batcher stops; one that is stuck never does
 _MAX_PENDING = 10 * SAMPLE_RATE  # samples of one stream; far more than a step takes
@@ -48,16 +52,12 @@ Deliver = Callable[[Sequence[Output]], None]
 _log = logging.getLogger(__name__)
 
 
-class NoSlotError(Exception):
-    """All slots are taken."""
-
-
 class Slot:
     """One stream's way into the batcher and out of it; its methods are the event loop's and never wait."""
 
-    def __init__(self, lane: _Lane, intake: Intake, stream: Stream, state: State, out: _Outlet) -> None:
+    def __init__(self, batcher: Batcher, intake: Intake, stream: Stream, state: State, out: _Outlet) -> None:
         """Made by :meth:`Batcher.open`."""
-        self._lane = lane
+        self._batcher = batcher
         self._intake = intake
         self.work = _Work(intake, stream, state, out)
 
@@ -73,19 +73,19 @@ class Slot:
     def flush(self) -> None:
         """Make at least everything fed so far final, then deliver ``Flushed``."""
         self.work.flush_marks.append(self._intake.n_pushed)
-        self._lane.wake()
+        self._batcher.wake()
 
     def finish(self) -> None:
         """Make everything final, then deliver ``Finished`` and free the slot."""
         self.work.is_ending = True
         self._intake.end()
-        self._lane.wake()
+        self._batcher.wake()
 
     def close(self) -> None:
         """Abandon the stream: nothing more is delivered, and the slot is freed."""
         self.work.out.close()
         self._intake.close()
-        self._lane.wake()
+        self._batcher.wake()
 
 
 class _Outlet:
@@ -181,18 +181,21 @@ class _Work:
 
 
 class Batcher:
-    """Slots and the lanes that advance them; an async context manager.
+    """Slots, and a thread that advances the streams in them; an async context manager.
 
     Attributes:
         n_slots: Streams that can be open at a time.
+        thread: Runs the ticks.
+        n_ticks: How many there were so far.
     """
+
+    n_lanes = 1  # ticks that may run at a time
 
     def __init__(
         self,
         recognizer: Recognizer,
         *,
         n_slots: int,
-        n_lanes: int = 1,
         on_tick: Callable[[Tick], None] = lambda tick: None,
     ) -> None:
         """Allocate the state of all slots.
@@ -200,22 +203,21 @@ class Batcher:
         Args:
             recognizer: The model; from now on only this batcher may use it.
             n_slots: Streams that can be open at a time.
-            n_lanes: Ticks that may run at a time, each in a thread.
-            on_tick: Told of every tick, from its lane's thread.
+            on_tick: Told of every tick, from the thread.
         """
         self.n_slots = n_slots
+        self._recognizer = recognizer
+        self._takes_hotwords = "hotwords" in inspect.signature(recognizer.stream).parameters
         self._pool = recognizer.slots(n_slots)
         self._second = ThreadPoolExecutor(1, thread_name_prefix="second-pass")
-
-        def count(tick: Tick) -> None:
-            on_tick(replace(tick, n_lanes=n_lanes))
-
-        self._lanes = [_Lane(recognizer, self._pool, self._second, count) for _ in range(n_lanes)]
-
-    @property
-    def n_lanes(self) -> int:
-        """Ticks that may run at a time."""
-        return len(self._lanes)
+        self._on_tick = on_tick
+        self._works: list[_Work] = []
+        self._to_do: deque[Callable[[], None]] = deque()
+        self._news = threading.Condition()
+        self._has_news = self._is_stopping = False
+        self._tick_began: float | None = None  # None while no tick runs
+        self.thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self.n_ticks = 0
 
     @property
     def n_used(self) -> int:
@@ -223,36 +225,29 @@ class Batcher:
         return self.n_slots - self._pool.n_free
 
     @property
-    def n_ticks(self) -> int:
-        """Steps that all lanes have taken so far, each with all of its streams that had a chunk."""
-        return sum(lane.n_ticks for lane in self._lanes)
-
-    @property
     def tick_age_s(self) -> float:
-        """Seconds since the oldest running tick began; 0 while none runs."""
-        return max(lane.tick_age_s for lane in self._lanes)
+        """Seconds since the running tick began; 0 while none runs."""
+        began = self._tick_began
+        return time.perf_counter() - began if began is not None else 0.0
 
     async def __aenter__(self) -> Batcher:
-        """Start the lanes."""
-        for lane in self._lanes:
-            lane.thread.start()
+        """Start the thread."""
+        self.thread.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop each lane after its tick, unless that does not end; streams still open are abandoned."""
-        for lane in self._lanes:
-            lane.stop()
-        give_up_at = time.monotonic() + _LAST_TICK_S
-        for lane in self._lanes:
-            await asyncio.to_thread(lane.thread.join, max(0.0, give_up_at - time.monotonic()))
-            if lane.thread.is_alive():
-                _log.error("a step of the model did not end; the server stops without it")
+        """Stop after the running tick, unless that does not end; streams still open are abandoned."""
+        self._is_stopping = True
+        self.wake()
+        await asyncio.to_thread(self.thread.join, _LAST_TICK_S)
+        if self.thread.is_alive():
+            _log.error("a step of the model did not end; the process stops without it")
         self._second.shutdown(wait=False, cancel_futures=True)
 
     async def open(self, audio: AudioFormat, settings: StreamSettings, deliver: Deliver) -> Slot:
-        """Open a stream in the lane that has the fewest.
+        """Open a stream.
 
         Args:
             audio: What will be fed.
@@ -268,60 +263,14 @@ class Batcher:
             NoSlotError: All slots are taken.
         """
         outlet = _Outlet(asyncio.get_running_loop(), deliver)
-        lane = min(self._lanes, key=lambda lane: lane.n_streams)
         try:
-            try:
-                return await lane.do(lambda: lane.make(audio, settings, outlet))
-            except NoSlotError:  # perhaps a stream that was closed before has not left its lane yet
-                await asyncio.gather(*(each.do(lambda: None) for each in self._lanes))
-                return await lane.do(lambda: lane.make(audio, settings, outlet))
+            return await self._do(lambda: self._make(audio, settings, outlet))
         except asyncio.CancelledError:
             outlet.close()
-            lane.wake()
+            self.wake()
             raise
 
-
-class _Lane:
-    """A thread that advances its streams."""
-
-    def __init__(
-        self,
-        recognizer: Recognizer,
-        pool: SlotPool,
-        second: ThreadPoolExecutor,
-        on_tick: Callable[[Tick], None],
-    ) -> None:
-        """Have no streams yet; pool and second passes are shared by all lanes."""
-        self._recognizer = recognizer
-        self._takes_hotwords = "hotwords" in inspect.signature(recognizer.stream).parameters
-        self._pool = pool
-        self._second = second
-        self._on_tick = on_tick
-        self._works: list[_Work] = []
-        self._to_do: deque[Callable[[], None]] = deque()
-        self._news = threading.Condition()
-        self._has_news = self._is_stopping = False
-        self._tick_began: float | None = None  # None while no tick runs
-        self.thread = threading.Thread(target=self._run, name="model", daemon=True)
-        self.n_ticks = 0
-
-    @property
-    def n_streams(self) -> int:
-        """Streams that are open or about to be."""
-        return len(self._works) + len(self._to_do)
-
-    @property
-    def tick_age_s(self) -> float:
-        """Seconds since the running tick began; 0 while none runs."""
-        began = self._tick_began
-        return time.perf_counter() - began if began is not None else 0.0
-
-    def stop(self) -> None:
-        """End the thread after its tick."""
-        self._is_stopping = True
-        self.wake()
-
-    async def do(self, what: Callable[[], _T]) -> _T:
+    async def _do(self, what: Callable[[], _T]) -> _T:
         """Have the thread do something between two ticks, after streams that are closed have left."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[_T] = loop.create_future()
@@ -344,8 +293,8 @@ class _Lane:
             self._has_news = True
             self._news.notify()
 
-    def make(self, audio: AudioFormat, settings: StreamSettings, outlet: _Outlet) -> Slot:
-        """Begin a stream, as :meth:`Batcher.open` has it; by :meth:`do`."""
+    def _make(self, audio: AudioFormat, settings: StreamSettings, outlet: _Outlet) -> Slot:
+        """Begin a stream, as :meth:`open` has it; in the thread."""
         state = self._pool.take()
         if state is None:
             raise NoSlotError(f"all {self._pool.n_slots} slots are taken; try again later")

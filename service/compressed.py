@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 
 from asr.errors import AudioError
 from asr.events import SAMPLE_RATE
+from service.stream_settings import AudioFormat
 
 Samples = NDArray[np.float32]
 
-_NOMINAL_BYTES_PER_S = {"flac": 30_000, "ogg_opus": 4_000, "opus": 4_000}  # until the stream itself tells
-_NOMINAL_CONTAINER_BYTES_PER_S = 16_000
 _DEMUXERS = {"flac": "flac", "ogg_opus": "ogg"}
 # A live stream must not wait until the demuxer has seen enough to be sure of everything.
 _PROBE_BYTES = 4096
@@ -56,7 +55,7 @@ class CompressedIntake:
     def waiting_s(self) -> float:
         """Seconds of audio pushed and not pulled; what is not decoded yet is estimated from what is."""
         n_read = self.n_pushed - self._pipe.n_waiting
-        bytes_per_s = float(_NOMINAL_BYTES_PER_S.get(self._encoding, _NOMINAL_CONTAINER_BYTES_PER_S))
+        bytes_per_s = AudioFormat(self._encoding).bytes_per_s  # until the stream itself tells
         if self._n_decoded >= SAMPLE_RATE:
             bytes_per_s = n_read * SAMPLE_RATE / self._n_decoded
         return (self._n_decoded - self._n_pulled) / SAMPLE_RATE + self._pipe.n_waiting / bytes_per_s

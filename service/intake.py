@@ -83,7 +83,6 @@ class PlainIntake:
         """Start with nothing pushed."""
         assert audio.bytes_per_frame is not None
         self._audio = audio
-        self._bytes_per_s = audio.bytes_per_frame * audio.sample_rate
         self._on_samples = on_samples
         self._pieces: deque[bytes] = deque()  # appended by one thread, popped by another
         self.n_pushed = self.n_taken = 0
@@ -97,7 +96,7 @@ class PlainIntake:
     @property
     def waiting_s(self) -> float:
         """Seconds of audio pushed and not pulled."""
-        return (self.n_pushed - self.n_taken) / self._bytes_per_s
+        return (self.n_pushed - self.n_taken) / self._audio.bytes_per_s
 
     def push(self, data: bytes) -> None:
         """Add whole sample frames."""

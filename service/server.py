@@ -73,7 +73,7 @@ class Server:
             n_places=limits.max_streams,
             resume_s=limits.resume_s,
             places_per_key=limits.key_streams,
-            fitting=lambda: self._goodput.capacity if self._goodput else None,
+            fitting=self._fitting,
         )
         self._doorkeeper = Doorkeeper(
             tokens=self._tokens,
@@ -315,8 +315,16 @@ class Server:
                 except OptionError as error:
                     _log.error("%s; the tokens stay as they were", error)
 
+    def _fitting(self) -> int | None:
+        """Streams that there are slots for, and time, as far as is known."""
+        limits = [self._hub.batcher.n_slots if self._hub else None]
+        limits.append(self._goodput.capacity if self._goodput else None)
+        return min((limit for limit in limits if limit is not None), default=None)
+
     def _problem(self) -> str | None:
-        """What is wrong with the process, for whoever restarts it."""
+        """What is wrong with the server, for whoever restarts it."""
+        if self._hub and not self._hub.batcher.n_lanes:
+            return "no process of the model is running"
         if self._hub and (age_s := self._hub.batcher.tick_age_s) > _STUCK_S:
             return f"the model has not come back for {age_s:.0f} s"
         return None

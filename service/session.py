@@ -341,9 +341,8 @@ class Session:
         n_new = self.n_bytes - self._acked_bytes
         is_second_heard = False
         if audio.bytes_per_frame:
-            bytes_per_s = audio.bytes_per_frame * audio.sample_rate
-            self.audio_s = self._splice.audio_s + (self.n_bytes - self._bytes_before) / bytes_per_s
-            is_second_heard = n_new >= bytes_per_s * _ACK_S
+            self.audio_s = self._splice.audio_s + (self.n_bytes - self._bytes_before) / audio.bytes_per_s
+            is_second_heard = n_new >= audio.bytes_per_s * _ACK_S
         if is_second_heard or now - self._acked_at >= _ACK_S:
             self._acked_at, self._acked_bytes = now, self.n_bytes
             self.outbox.put(Ack(self.n_samples, self.n_bytes))

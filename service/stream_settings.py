@@ -15,6 +15,11 @@ ENCODINGS = (*_BYTES_PER_SAMPLE, *COMPRESSED_ENCODINGS)
 # For the protocols of others, whose clients do not always say what they send.
 OPUS = "opus"  # Opus packets, one a push; or in Ogg or WebM, as their first bytes tell
 CONTAINER = "container"  # WAV, Ogg, WebM, FLAC, MP3 or AAC, as the first bytes tell
+_NOMINAL_BYTES_PER_S = {"flac": 30_000.0, "ogg_opus": 4_000.0, OPUS: 4_000.0, CONTAINER: 16_000.0}
+
+
+class NoSlotError(Exception):
+    """All slots are taken."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,12 @@ class AudioFormat:
         """Bytes of one sample of every channel; None for compressed audio."""
         size = _BYTES_PER_SAMPLE.get(self.encoding)
         return None if size is None else size * self.channels
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Bytes of a second; of compressed audio what is usual."""
+        size = self.bytes_per_frame
+        return _NOMINAL_BYTES_PER_S[self.encoding] if size is None else float(size * self.sample_rate)
 
     @property
     def n_streams(self) -> int:

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr.anchor import MAX_BACK, MIN_BACK, WORD_END, anchor_after_words, anchor_in_pause, anchor_in_speech
-from asr.encoder import FRAME_SAMPLES, Chunking
+from asr.chunking import Chunking
+from asr.encoder import FRAME_SAMPLES
 from asr.events import SAMPLE_RATE
 
 NOW = 28 * SAMPLE_RATE

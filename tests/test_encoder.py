@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr.encoder import CausalEncoder, Chunking, EncoderJob, EncoderState
+from asr.chunking import Chunking
+from asr.encoder import CausalEncoder, EncoderJob, EncoderState, step_bounds
 from asr.errors import OptionError
 from tests.tiny import tiny_whisper
 
@@ -189,7 +190,7 @@ def test_wrong_chunk_sizes_are_refused(chunk_ms: int) -> None:
 
 def test_chunk_bounds() -> None:
     """The first chunk is extended; the others follow it without gaps."""
-    start, end = Chunking(3, initial=1, left_context=9).bounds(torch.arange(13))
+    start, end = step_bounds(Chunking(3, initial=1, left_context=9), torch.arange(13))
     assert start.tolist() == [0] * 6 + [6] * 3 + [9] * 3 + [12]
     assert end.tolist() == [6] * 6 + [9] * 3 + [12] * 3 + [15]
 
@@ -197,7 +198,7 @@ def test_chunk_bounds() -> None:
 def test_chunk_bounds_with_right_context() -> None:
     """A frame becomes final in the first step that ends late enough after it."""
     chunking = Chunking(3, initial=1, left_context=9, right_context=4)
-    start, end = chunking.bounds(torch.arange(10))
+    start, end = step_bounds(chunking, torch.arange(10))
     assert end.tolist() == [6] * 2 + [9] * 3 + [12] * 3 + [15] * 2
     assert start.tolist() == [0] * 2 + [2] * 3 + [5] * 3 + [8] * 2
     assert [chunking.n_final(n) for n in (6, 9, 12)] == [2, 5, 8]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from asr.encoder import CausalEncoder, Chunking
+from asr.chunking import Chunking
+from asr.encoder import CausalEncoder
 from asr.features import LogMel, RunningNorm
 from tests.tiny import tiny_whisper
 from training.config import DataConfig, HeadLossConfig

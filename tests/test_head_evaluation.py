@@ -5,8 +5,8 @@ import torch
 from whisper.tokenizer import get_tokenizer
 
 from asr.bpe import TruncatedBpe
+from asr.chunking import Chunking
 from asr.dial import LATENCY_MS
-from asr.encoder import Chunking
 from asr.events import SAMPLE_RATE
 from asr.frontier import LookPolicy
 from asr.transducer_search import GreedySearch, SearchJob

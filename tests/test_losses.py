@@ -9,7 +9,8 @@ import torch
 from whisper.tokenizer import get_tokenizer
 
 from asr.adapters import add_adapter
-from asr.encoder import Chunking
+from asr.chunking import Chunking
+from asr.encoder import step_bounds
 from tests.tiny import tiny_whisper
 from training.config import LossConfig
 from training.dataset import Example
@@ -47,7 +48,7 @@ def test_tokens_are_asked_for_at_the_first_chunk_that_ends_after_they_are_due(ch
     visible = targets.visible[0, 1 : targets.n_main - 1]
     due = torch.from_numpy(np.ceil(example.due_s * 50)).long()
     assert (visible >= due).all()
-    _, end = chunking.bounds(due - 1)
+    _, end = step_bounds(chunking, due - 1)
     assert visible.tolist() == end.clamp(max=250).tolist()
     assert (visible.diff() >= 0).all()
 

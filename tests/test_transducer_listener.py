@@ -4,8 +4,9 @@ import pytest
 import torch
 from whisper.tokenizer import get_tokenizer
 
+from asr.chunking import Chunking
 from asr.decoder import Decoder
-from asr.encoder import CausalEncoder, Chunking
+from asr.encoder import CausalEncoder
 from asr.engine import Text
 from asr.features import LogMel, RunningNorm
 from asr.frontier import LookPolicy

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from asr.chunking import Chunking
 from asr.decoder import Decoder
-from asr.encoder import FRAME_SAMPLES, CausalEncoder, Chunking
+from asr.encoder import FRAME_SAMPLES, CausalEncoder
 from asr.features import LogMel, RunningNorm
 from asr.slots import HISTORY_FRAMES, HISTORY_ROOM, new_slot
 from asr.window import Window

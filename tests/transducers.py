@@ -10,7 +10,8 @@ import soxr
 import torch
 from whisper.tokenizer import get_tokenizer
 
-from asr.encoder import CausalEncoder, Chunking
+from asr.chunking import Chunking
+from asr.encoder import CausalEncoder
 from asr.events import SAMPLE_RATE
 from asr.features import LogMel, RunningNorm
 from asr.head import TransducerHead

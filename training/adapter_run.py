@@ -24,7 +24,7 @@ from asr.adapters import (
     shipped_adapter,
 )
 from asr.checkpoint import Checkpoint, load_checkpoint
-from asr.encoder import Chunking
+from asr.chunking import Chunking
 from asr.errors import AdapterError, OptionError
 from asr.recognizer import Recognizer
 from training.alignment import teacher_tokenizer

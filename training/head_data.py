@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from asr.encoder import FRAME_SAMPLES, MEL_PER_FRAME, CausalEncoder, Chunking
+from asr.chunking import Chunking
+from asr.encoder import FRAME_SAMPLES, MEL_PER_FRAME, CausalEncoder, step_bounds
 from asr.events import SAMPLE_RATE
 from asr.features import LogMel, RunningNorm
 from asr.head import HEAD_FRAME_MS, STACK
@@ -196,5 +197,5 @@ def chunk_arrival(batch: HeadBatch) -> Tensor:
     first, size = batch.chunk_frames.tolist()
     chunking = Chunking(size, initial=first // size - 1)
     last_needed = torch.arange(int(batch.lengths.max())) * STACK + STACK - 1
-    ends = chunking.bounds(last_needed)[1] / STACK - 1
+    ends = step_bounds(chunking, last_needed)[1] / STACK - 1
     return ends.to(batch.lengths.device).expand(len(batch.lengths), -1)

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from asr.chunking import FRAME_MS, Chunking
 from asr.dial import LATENCY_MS, Dial, calibrate
-from asr.encoder import FRAME_MS, FRAME_SAMPLES, Chunking
+from asr.encoder import FRAME_SAMPLES
 from asr.events import SAMPLE_RATE, Partial
 from asr.features import LogMel
 from asr.frontier import LookPolicy

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from asr.encoder import FRAME_MS
+from asr.chunking import FRAME_MS
 from asr.frontier import LookPolicy
 from asr.head import HEAD_FRAME_MS, TransducerHead
 from asr.head_files import HeadCard, adapter_hash, save_head

@@ -11,7 +11,8 @@ from whisper.model import Whisper
 from asr.adapters import merge_adapter, shipped_adapter
 from asr.bpe import TruncatedBpe
 from asr.checkpoint import Checkpoint, load_checkpoint
-from asr.encoder import CausalEncoder, Chunking
+from asr.chunking import Chunking
+from asr.encoder import CausalEncoder
 from asr.errors import OptionError
 from asr.head import HeadConfig, TransducerHead
 from asr.head_files import HeadCard, adapter_hash, load_head

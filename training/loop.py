@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from asr.encoder import FRAME_MS, Chunking
+from asr.chunking import FRAME_MS, Chunking
 from asr.events import SAMPLE_RATE
 from training.adapter_run import AdapterRun, Progress, evaluate, prepare, resume, save
 from training.config import DataConfig, LossConfig, RobustConfig, TrainConfig

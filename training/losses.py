@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from whisper.model import Whisper
 
+from asr.chunking import FRAME_MS, Chunking
 from asr.decoder import Decoder
-from asr.encoder import FRAME_MS, FRAME_SAMPLES, MEL_PER_FRAME, CausalEncoder, Chunking
+from asr.encoder import FRAME_SAMPLES, MEL_PER_FRAME, CausalEncoder, step_bounds
 from asr.features import LogMel, RunningNorm
 from training.alignment import autocast, encode_padded
 from training.config import LossConfig
@@ -189,7 +190,7 @@ def _ready_frames(due_s: np.ndarray, chunking: Chunking, n_frames: int) -> np.nd
     """End of the chunk that completes what each token needs; unknown tokens come with the one before."""
     filled = np.nan_to_num(due_s, nan=0.0)
     needed = np.maximum(np.ceil(np.maximum.accumulate(filled) * 1000 / FRAME_MS).astype(np.int64), 1)
-    ends = chunking.bounds(torch.from_numpy(needed - 1))[1].numpy()
+    ends = step_bounds(chunking, torch.from_numpy(needed - 1))[1].numpy()
     return np.minimum(ends, n_frames)
 
 

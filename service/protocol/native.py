@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from asr.encoder import MAX_CHUNK_MS
+from asr.chunking import MAX_CHUNK_MS
 from asr.events import Final, Partial, SpeechEnded, SpeechStarted, event_to_dict
 from service.messages import (
     Ack,
