@@ -2,11 +2,11 @@
 
 A frame attends to its own chunk, to the right context after the chunk, and within the left context to earlier
 chunks. Without right context frames are final once computed. With it, the newest ones are provisional: they
-stand in until the audio after them has been heard, and the next step computes them again (Emformer's hard-copied right context, arXiv 2010.10759, but readers see the copies, too).
-:meth:`CausalEncoder.forward` encodes whole signals under a mask (training); :meth:`CausalEncoder.step`
-goes on with many streams, each from its own state, and gives the same final frames. Axis letters: B batch,
-T encoder frames of a stream, N those of all streams of a step, C frames with copies, M mel bins, D width,
-L layers, R ring slots.
+stand in until the audio after them has been heard, and the next step computes them again (Emformer's
+hard-copied right context, arXiv 2010.10759, but readers see the copies, too). :meth:`CausalEncoder.forward`
+encodes whole signals under a mask (training); :meth:`CausalEncoder.step` goes on with many streams, each
+from its own state, and gives the same final frames. Axis letters: B batch, T encoder frames of a stream, N
+those of all streams of a step, C frames with copies, M mel bins, D width, L layers, R ring slots.
 """
 
 from __future__ import annotations

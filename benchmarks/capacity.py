@@ -20,15 +20,17 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from websockets.asyncio.client import connect
 
 from asr import SAMPLE_RATE, Event, Final, ForesoundError, Partial, Recognizer
 from benchmarks.machine import machine
 from benchmarks.server import ServerProcess
-from clients import StreamingClient
+from clients.messages import parse
 from training.manifest import ManifestError, load_audio, read_manifest
 from training.metrics import EmissionLog, percentiles
 
@@ -40,12 +42,18 @@ SATURATED_MS = 2000.0  # 95th percentile of latency beyond which more streams ma
 
 @dataclass
 class Heard:
-    """What one stream got: events, and seconds on the wall after its first block began.
+    """What one stream got: frames, and seconds on the wall after its first block began.
 
-    It is looked at when all streams are over, so that looking takes no time from the server.
+    They are read when all streams are over, so that reading takes no time from the server.
     """
 
-    events: list[tuple[float, Event]] = field(default_factory=list)
+    frames: list[tuple[float, str | bytes]] = field(default_factory=list)
+
+    @cached_property
+    def events(self) -> list[tuple[float, Event]]:
+        """Events among the frames."""
+        messages = [(time_s, parse(frame)[1]) for time_s, frame in self.frames]
+        return [(time_s, each) for time_s, each in messages if isinstance(each, Partial | Final)]
 
     @property
     def finals(self) -> list[Final]:
@@ -82,6 +90,7 @@ class Round:
     word_p95_ms: float
     first_text_p50_ms: float
     cpu: float
+    clients_cpu: float
     memory_mb: float
     same_text: int
     """Streams whose text is the one of the same audio alone."""
@@ -135,21 +144,24 @@ async def play(url: str, clip: np.ndarray, chunks: Chunks, *, delay_s: float) ->
     """
     await asyncio.sleep(delay_s)
     heard = Heard()
-    async with StreamingClient(url, **chunks) as client:
+    start = {"type": "start", "sample_rate": SAMPLE_RATE, "encoding": "pcm_s16le", "channels": 1}
+    async with connect(url, compression=None, proxy=None) as websocket:
+        await websocket.send(json.dumps(start | {name: n for name, n in chunks.items() if n is not None}))
+        await websocket.recv()
         started = time.perf_counter()
 
         async def speak() -> None:
             size = int(BLOCK_S * SAMPLE_RATE)
-            for start in range(0, len(clip), size):
-                block = clip[start : start + size]
-                due = started + (start + len(block)) / SAMPLE_RATE  # a block is there when its end was spoken
+            for begin in range(0, len(clip), size):
+                block = clip[begin : begin + size]
+                due = started + (begin + len(block)) / SAMPLE_RATE  # a block is there when its end was spoken
                 await asyncio.sleep(max(0.0, due - time.perf_counter()))
-                await client.send(block)
-            await client.finish()
+                await websocket.send(block.tobytes())
+            await websocket.send('{"type": "stop"}')
 
         speaking = asyncio.create_task(speak())
-        async for event in client:
-            heard.events.append((time.perf_counter() - started, event))
+        async for frame in websocket:
+            heard.frames.append((time.perf_counter() - started, frame))
         await speaking
     return heard
 
@@ -159,11 +171,12 @@ async def run_round(
 ) -> Round:
     """Play all clips at once and sum up."""
     rng = random.Random(len(clips))
-    cpu_s, started = server.cpu_s, time.perf_counter()
+    cpu_s, clients_s, started = server.cpu_s, time.process_time(), time.perf_counter()
     plays = [play(server.url, clip, chunks, delay_s=rng.uniform(0, 1)) for clip in clips]
     heard = await asyncio.gather(*plays)
     took_s = time.perf_counter() - started
     cpu = round((server.cpu_s - cpu_s) / took_s, 2)
+    clients_cpu = round((time.process_time() - clients_s) / took_s, 2)
     latencies = percentiles([ms for each in heard for ms in each.latencies_ms()]) or {}
     firsts = [first_ms for each in heard if (first_ms := each.first_ms()) is not None]
     return Round(
@@ -172,6 +185,7 @@ async def run_round(
         word_p95_ms=round(latencies["p95"]),
         first_text_p50_ms=round(statistics.median(firsts)),
         cpu=cpu,
+        clients_cpu=clients_cpu,
         memory_mb=round(server.memory_mb),
         same_text=sum(each.text == text for each, text in zip(heard, alone, strict=True)),
     )
@@ -204,15 +218,17 @@ async def _rounds(
 ) -> list[Round]:
     chunks = _chunks(args)
     await play(server.url, clips[0], chunks, delay_s=0)  # the first calls of a process are slow
-    print("streams   word p50   word p95   first text   processors   memory   same text as alone")
+    print(
+        "streams   word p50   word p95   first text   processors   of clients   memory   same text as alone"
+    )
     rounds: list[Round] = []
     for n_streams in sorted(args.streams):
         row = await run_round(server, clips[:n_streams], chunks, alone=alone[:n_streams])
         rounds.append(row)
         print(
             f"{row.streams:7d}   {row.word_p50_ms:5.0f} ms   {row.word_p95_ms:5.0f} ms   "
-            f"{row.first_text_p50_ms:7.0f} ms   {row.cpu:10.2f}   {row.memory_mb:3.0f} MB   "
-            f"{row.same_text} of {row.streams}",
+            f"{row.first_text_p50_ms:7.0f} ms   {row.cpu:10.2f}   {row.clients_cpu:10.2f}   "
+            f"{row.memory_mb:3.0f} MB   {row.same_text} of {row.streams}",
             flush=True,
         )
         if row.word_p95_ms > SATURATED_MS:

@@ -84,7 +84,7 @@ class Work:
         for job in jobs:
             n_new = (job.mel.shape[-1] - 3) // 2
             self.frames += n_new
-            self.frame_pairs += n_new * (min(job.state.position, job.chunking.left_context) + n_new)
+            self.frame_pairs += n_new * (min(job.state.position, job.left_context) + n_new)
 
     def decode(self, jobs: Sequence[DecoderJob]) -> None:
         """Count a decoder step."""

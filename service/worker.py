@@ -19,7 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from asr.errors import AudioError, OptionError
+from asr.events import SAMPLE_RATE
 from service.admission import Tick
 from service.logs import configure_logs
 from service.stream_settings import Failed, Finished, Output
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
     from service.batcher import Batcher, Slot
 
 _REPORT_S = 0.1
+_WARM_UP_S = 2
 
 _log = logging.getLogger(__name__)
 
@@ -110,12 +114,15 @@ def load(model: Model) -> Recognizer:
         reason = (str(error).splitlines() or ["no reason given"])[0]
         raise OptionError(f"device '{device}' cannot be used ({reason}); try --device cpu") from error
     # A default that the model refuses is better found now than by every client.
-    recognizer.stream(
+    stream = recognizer.stream(
         decoder=model.defaults.decoder,
         latency=model.defaults.latency,
         chunk_ms=model.defaults.chunk_ms,
         right_context_ms=model.defaults.right_context_ms,
     )
+    # The first calls of a process are slow; nobody should wait for them.
+    stream.feed(np.random.default_rng(0).normal(0, 0.1, _WARM_UP_S * SAMPLE_RATE).astype(np.float32))
+    stream.finish()
     return recognizer
 
 
