@@ -45,8 +45,7 @@ def run(
     configure_logs(log_format)
     n_threads = threads or os.cpu_count() or 1
     n_workers = n_threads if device == "cpu" else 1
-    os.environ["OMP_NUM_THREADS"] = str(n_threads // n_workers)  # for torch in the model's processes
-    loads = Model(model, adapter, head, weights, device, config.defaults, log_format)
+    loads = Model(model, adapter, head, weights, device, config.defaults, n_threads // n_workers, log_format)
     asyncio.run(_serve(config, loads, n_workers))
     return 0
 

@@ -64,6 +64,7 @@ def main(end: socket.socket, model: Model, n_slots: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a terminal or a supervisor sends them to all processes
     configure_logs(model.log_format)
+    os.environ["OMP_NUM_THREADS"] = str(model.n_threads)  # torch reads it when it is first imported
     asyncio.run(_serve(end, model, n_slots))
 
 

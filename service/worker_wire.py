@@ -27,6 +27,7 @@ class Model:
     Attributes:
         model: As in :meth:`asr.Recognizer.load`, like the next four.
         defaults: Of streams whose clients say nothing; refused at once if the model refuses them.
+        n_threads: Of torch in each process.
         log_format: One of :data:`service.logs.LOG_FORMATS`.
     """
 
@@ -36,6 +37,7 @@ class Model:
     weights: str
     device: str
     defaults: StreamSettings
+    n_threads: int = 1
     log_format: str = "text"
 
 

@@ -98,6 +98,7 @@ class Worker:
         loaded: What it has loaded.
         report: The newest.
         is_ready: Whether it takes streams.
+        pid: The process; None between two.
     """
 
     def __init__(self, model: Model, *, n_slots: int, on_tick: Callable[[Tick], None]) -> None:
@@ -119,6 +120,7 @@ class Worker:
         self.loaded: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
         self.report = Report(0.0, 0.0, 0)
         self.is_ready = False
+        self.pid: int | None = None
 
     @property
     def n_streams(self) -> int:
@@ -195,11 +197,12 @@ class Worker:
     async def _run_process(self) -> tuple[str, bool]:
         """Why the process ended, and whether it was ready before."""
         with self._process() as (process, end):
+            self.pid = process.pid
             self._wire = await Wire.over(end)
             async for answer in self._wire.messages():
                 self._take(answer)
             self._wire.close()
-            self._wire = None
+            self._wire = self.pid = None
             was_ready, self.is_ready = self.is_ready, False
             self._cpu_before_s, self.report = self.cpu_s, Report(0.0, 0.0, 0)
             await asyncio.to_thread(process.join, _END_S)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import types
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 
 from asr.errors import AudioError, OptionError
 from asr.events import SAMPLE_RATE, Event, Final, Partial, SpeechEnded, SpeechStarted, Word
 from service.stream_settings import AudioFormat, Failed, Finished, Flushed, Output, Progress, StreamSettings
+from service.worker_wire import Loaded
 
 WORD = SAMPLE_RATE // 4
 WORDS_PER_SEGMENT = 4
@@ -189,20 +188,20 @@ def main() -> int:
     import service.main
     from clients.cli import main as foresound
 
-    class FakeRecognizer:
-        name = "fake"
-        languages = ("en",)
+    class Workers(FakeBatcher):
+        loaded = Loaded("fake", ("en",))
+        cpu_s = memory_bytes = 0
 
-    @asynccontextmanager
-    async def batcher(
-        recognizer: FakeRecognizer, *, n_slots: int, n_lanes: int, on_tick: object
-    ) -> AsyncIterator[FakeBatcher]:
-        yield FakeBatcher(n_slots=n_slots)
+        def __init__(self, model: object, *, n_slots: int, n_workers: int, on_tick: object) -> None:
+            super().__init__(n_slots=n_slots)
 
-    module = types.ModuleType("service.batcher")
-    module.Batcher = batcher  # type: ignore[attr-defined]
-    sys.modules["service.batcher"] = module  # the real one imports torch
-    service.main._load = lambda *_, **__: FakeRecognizer()  # type: ignore[assignment,return-value]
+        async def __aenter__(self) -> Workers:
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+    service.main.Workers = Workers  # type: ignore[assignment,misc]
     return foresound()
 
 

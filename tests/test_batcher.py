@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from asr.batch import Step
 from asr.errors import AudioError, OptionError
 from asr.events import SAMPLE_RATE, Event, Final, Partial
 from asr.recognizer import Recognizer
@@ -86,8 +85,7 @@ def alone(recognizer: Recognizer, samples: np.ndarray, settings: StreamSettings)
     return stream.feed(heard(samples)) + stream.finish()
 
 
-@pytest.mark.parametrize("n_lanes", [1, 3])
-def test_company_changes_nothing(recognizer: Recognizer, jfk: np.ndarray, n_lanes: int) -> None:
+def test_company_changes_nothing(recognizer: Recognizer, jfk: np.ndarray) -> None:
     """Streams of other chunk sizes, settings and phases say what each says alone, with the same times."""
     settings = [
         StreamSettings(chunk_ms=chunk_ms, silence_ms=silence_ms)
@@ -96,7 +94,7 @@ def test_company_changes_nothing(recognizer: Recognizer, jfk: np.ndarray, n_lane
     clips = [jfk[k * 8000 : k * 8000 + 4 * SAMPLE_RATE] for k in range(len(settings))]
 
     async def run() -> list[Sink]:
-        async with Batcher(recognizer, n_slots=len(clips), n_lanes=n_lanes) as batcher:
+        async with Batcher(recognizer, n_slots=len(clips)) as batcher:
             plays = zip(clips, settings, strict=True)
             sinks = await asyncio.gather(*(play(batcher, clip, each, delay_s=0.002) for clip, each in plays))
             assert batcher.n_used == 0
@@ -128,12 +126,11 @@ def test_slots_are_reused_without_a_trace(tiny_recognizer: Recognizer, jfk: np.n
     assert first.texts == again.texts != []
 
 
-@pytest.mark.parametrize("n_lanes", [1, 2])
-def test_all_slots_taken(tiny_recognizer: Recognizer, n_lanes: int) -> None:
-    """One more stream is refused until one is closed, in whatever lane."""
+def test_all_slots_taken(tiny_recognizer: Recognizer) -> None:
+    """One more stream is refused until one is closed."""
 
     async def run() -> None:
-        async with Batcher(tiny_recognizer, n_slots=2, n_lanes=n_lanes) as batcher:
+        async with Batcher(tiny_recognizer, n_slots=2) as batcher:
             first = await batcher.open(PCM, StreamSettings(), Sink())
             await batcher.open(PCM, StreamSettings(), Sink())
             with pytest.raises(NoSlotError, match="all 2 slots"):
@@ -145,29 +142,19 @@ def test_all_slots_taken(tiny_recognizer: Recognizer, n_lanes: int) -> None:
     asyncio.run(run())
 
 
-def test_lanes_share_the_streams(
-    tiny_recognizer: Recognizer, jfk: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two streams in two lanes: both are inside of the model at the same time, and ticks say so."""
-    both, ticks = threading.Barrier(2), list[Tick]()
-    advance = tiny_recognizer.advance
+def test_ticks_are_told(tiny_recognizer: Recognizer, jfk: np.ndarray) -> None:
+    """Every tick is reported, with the streams in it and what it heard of them."""
+    ticks: list[Tick] = []
 
-    def meet(steps: Sequence[Step]) -> object:
-        assert len(steps) == 1
-        both.wait(30)
-        return advance(steps)
-
-    monkeypatch.setattr(tiny_recognizer, "advance", meet)
-
-    async def run() -> list[Sink]:
-        async with Batcher(tiny_recognizer, n_slots=2, n_lanes=2, on_tick=ticks.append) as batcher:
+    async def run() -> int:
+        async with Batcher(tiny_recognizer, n_slots=2, on_tick=ticks.append) as batcher:
             clips = [jfk[: 2 * SAMPLE_RATE], jfk[SAMPLE_RATE : 3 * SAMPLE_RATE]]
-            sinks = await asyncio.gather(*(play(batcher, clip) for clip in clips))
-            assert batcher.n_ticks == len(ticks)
-            return sinks
+            await asyncio.gather(*(play(batcher, clip) for clip in clips))
+            return batcher.n_ticks
 
-    assert all(isinstance(sink.outputs[-1], Finished) for sink in asyncio.run(run()))
-    assert {(tick.n_lanes, tick.n_open) for tick in ticks} == {(2, 1)}
+    assert asyncio.run(run()) == len(ticks)
+    assert {tick.n_lanes for tick in ticks} == {1} and max(tick.n_streams for tick in ticks) == 2
+    assert sum(tick.audio_s for tick in ticks) == pytest.approx(4)
 
 
 def test_refused_settings_leave_the_slot_free(tiny_recognizer: Recognizer) -> None:

@@ -22,11 +22,11 @@ BLOCK = 2 * SAMPLE_RATE // 10
 
 @contextlib.asynccontextmanager
 async def serving(
-    recognizer: Recognizer, *, n_slots: int = 3, n_lanes: int = 1, drain_s: float = 30
+    recognizer: Recognizer, *, n_slots: int = 3, drain_s: float = 30
 ) -> AsyncIterator[tuple[Server, Batcher]]:
     """A server with the real batcher."""
     config = ServerConfig(port=0, limits=Limits(max_streams=n_slots, drain_s=drain_s))
-    batching = Batcher(recognizer, n_slots=n_slots, n_lanes=n_lanes)
+    batching = Batcher(recognizer, n_slots=n_slots)
     async with Server(config) as server, batching as batcher:
         server.open_for(batcher, model=recognizer.name)
         yield server, batcher

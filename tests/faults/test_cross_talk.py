@@ -45,7 +45,7 @@ def test_no_cross_talk_under_churn(recognizer: Recognizer, jfk: np.ndarray) -> N
 
     async def run() -> None:
         config = ServerConfig(port=0, limits=Limits(max_streams=n_slots, resume_s=30))
-        async with Server(config) as server, Batcher(recognizer, n_slots=n_slots, n_lanes=2) as batcher:
+        async with Server(config) as server, Batcher(recognizer, n_slots=n_slots) as batcher:
             server.open_for(batcher, model=recognizer.name)
             tally = await churn(server.stream_url, clips, n_streams=N_STREAMS, n_visits=40, speed=20)
             await server.close()

@@ -36,7 +36,7 @@ def test_exception_in_the_model_for_one_stream(
         async with serving(tiny_recognizer) as (server, batcher):
             async with connected(server) as client:
                 session = (await client.start())["session"]
-                culprit.append(batcher._lanes[0]._works[0].state.cross)
+                culprit.append(batcher._works[0].state.cross)
                 monkeypatch.setattr(decoder, "step", fault)
                 reading = asyncio.create_task(client.rest())
                 others = [asyncio.create_task(stream(server, clip)) for clip in clips[1:]]
