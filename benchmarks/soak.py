@@ -155,7 +155,7 @@ class Soak:
         ends, self.tally.end_ms = self.tally.end_ms or [0.0], []
         return Sample(
             at_s=at_s,
-            rss_mb=page["process_resident_memory_bytes"] / 1e6,
+            rss_mb=(page["process_resident_memory_bytes"] + page["foresound_model_memory_bytes"]) / 1e6,
             fds=int(page["process_open_fds"]),
             tasks=int(page["foresound_tasks"]),
             threads=int(page["foresound_threads"]),

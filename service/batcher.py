@@ -295,6 +295,8 @@ class Batcher:
 
     def _make(self, audio: AudioFormat, settings: StreamSettings, outlet: _Outlet) -> Slot:
         """Begin a stream, as :meth:`open` has it; in the thread."""
+        if outlet.is_closed:
+            raise NoSlotError("the stream was abandoned before it began")  # told to nobody
         state = self._pool.take()
         if state is None:
             raise NoSlotError(f"all {self._pool.n_slots} slots are taken; try again later")

@@ -9,15 +9,22 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from asr.events import SAMPLE_RATE
 from asr.recognizer import Recognizer
 from asr.second_pass import PendingFinal
+from service import batcher as batcher_module
 from service import server as server_module
+from service.batcher import Batcher
 from service.intake import PlainIntake
-from tests.faults.recognising import LIMIT_S, Fault, alone, run, say, serving, stream
+from service.stream_settings import AudioFormat, StreamSettings
+from tests.faults.recognising import LIMIT_S, Fault, alone, pcm, run, say, serving, stream
 from tests.serving import connected, finals, get, kinds, metric
+
+PCM = AudioFormat()
 
 
 def test_exception_in_the_model_for_one_stream(
@@ -200,3 +207,70 @@ def test_a_model_that_does_not_come_back(
 
     expected = alone(tiny_recognizer, clips[0])
     assert finals(run(work)) == expected
+
+
+def test_a_stream_that_cannot_begin_leaves_its_slot_free(
+    tiny_recognizer: Recognizer, jfk: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No thread can be started for its decoder: that start fails, and the next one finds the slot."""
+    open_intake = batcher_module.open_intake
+    fault = Fault(open_intake, RuntimeError("can't start new thread"), when=lambda *_, **__: True)
+
+    async def work() -> list[str]:
+        async with serving(tiny_recognizer, n_slots=1) as (server, batcher):
+            with monkeypatch.context() as patch:
+                patch.setattr(batcher_module, "open_intake", fault)
+                (error,) = await stream_that_fails(server)
+            assert error["code"] == "model_error" and batcher.n_used == 0
+            return finals(await stream(server, data))
+
+    async def stream_that_fails(server: Any) -> Any:
+        async with connected(server) as client:
+            await client.send("start")
+            return await client.rest()
+
+    data = pcm(jfk[: 2 * SAMPLE_RATE])
+    assert run(work) == alone(tiny_recognizer, data) and fault.n_failed == 1
+
+
+def test_a_batcher_without_work_ends_at_once(tiny_recognizer: Recognizer) -> None:
+    """The patience is for ticks that run."""
+
+    async def work() -> None:
+        async with Batcher(tiny_recognizer, n_slots=2) as batcher:
+            slot = await batcher.open(PCM, StreamSettings(), lambda _: None)
+            slot.feed(bytes(SAMPLE_RATE))
+        assert not batcher.thread.is_alive()
+
+    run(work)
+
+
+def test_a_batcher_does_not_wait_for_ever(
+    tiny_recognizer: Recognizer, clips: list[bytes], monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """A step that does not end holds the end of the process up for a while only, and the log says so."""
+    monkeypatch.setattr(batcher_module, "_LAST_TICK_S", 0.2)
+    release, advance = threading.Event(), tiny_recognizer.advance
+
+    def hang(steps: Any) -> Any:
+        assert release.wait(LIMIT_S)
+        return advance(steps)
+
+    monkeypatch.setattr(tiny_recognizer, "advance", hang)
+
+    async def work() -> Batcher:
+        async with Batcher(tiny_recognizer, n_slots=1) as batcher:
+            slot = await batcher.open(PCM, StreamSettings(), lambda _: None)
+            slot.feed(clips[0])
+            while not batcher.tick_age_s:
+                await asyncio.sleep(0.01)
+        return batcher
+
+    try:
+        batcher = run(work)
+    finally:
+        release.set()
+    batcher.thread.join(LIMIT_S)
+    assert [record.levelno for record in caplog.records if "stops without it" in record.message] == [
+        logging.ERROR
+    ]

@@ -22,6 +22,7 @@ from asr.errors import CheckpointError, OptionError
 from asr.events import SAMPLE_RATE
 from asr.recognizer import Recognizer
 from service import server as server_module
+from service import workers as workers_module
 from service.admission import Tick
 from service.config import Limits, ServerConfig
 from service.server import Server
@@ -167,8 +168,9 @@ def test_a_process_that_stands_still(
     run(work)
 
 
-def test_slots_of_processes(weights: Path, clips: list[bytes]) -> None:
-    """Refusals, full slots, abandoned starts and queues are as in one process."""
+def test_slots_of_processes(weights: Path, clips: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refusals, full slots, abandoned starts and queues are as in one process; one that hangs is ended."""
+    monkeypatch.setattr(workers_module, "_END_S", 0.2)
 
     async def work() -> None:
         async with Workers(model(weights), n_slots=2, n_workers=3) as workers:
@@ -191,8 +193,11 @@ def test_slots_of_processes(weights: Path, clips: list[bytes]) -> None:
             again = await workers.open(AudioFormat("flac"), StreamSettings(), lambda _: None)
             again.feed(b"fLaC")
             assert again.queued_s > 0
+            assert (pid := workers._workers[0].pid)
+            os.kill(pid, signal.SIGSTOP)
 
     run(work)
+    assert not psutil.Process().children()[1:]
 
 
 @pytest.mark.parametrize(
