@@ -12,11 +12,13 @@ import asyncio
 import contextlib
 import inspect
 import logging
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -229,6 +231,19 @@ class Batcher:
         """Seconds since the running tick began; 0 while none runs."""
         began = self._tick_began
         return time.perf_counter() - began if began is not None else 0.0
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor time of this process so far."""
+        return time.process_time()
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory that this process holds; 0 where the system does not tell."""
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+            return pages * os.sysconf("SC_PAGE_SIZE")
+        return 0
 
     async def __aenter__(self) -> Batcher:
         """Start the thread."""

@@ -65,6 +65,14 @@ class BatcherLike(Protocol):
     def tick_age_s(self) -> float:
         """Seconds since the running tick began; 0 while none runs."""
 
+    @property
+    def cpu_s(self) -> float:
+        """Processor time of the model so far."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory that it holds."""
+
     async def open(
         self, audio: AudioFormat, settings: StreamSettings, deliver: Callable[[Sequence[Output]], None]
     ) -> SlotLike:

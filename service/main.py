@@ -55,9 +55,7 @@ async def _serve(config: ServerConfig, model: Model, n_workers: int) -> None:
         server.handle_signals()
         n_slots, on_tick = config.limits.max_streams, server.count_tick
         async with Workers(model, n_slots=n_slots, n_workers=n_workers, on_tick=on_tick) as workers:
-            loaded, watch = workers.loaded, server.metrics.watch
-            watch("model_cpu_seconds", "Processor time of the model's processes.", lambda: workers.cpu_s)
-            watch("model_memory_bytes", "Memory of the model's processes.", lambda: workers.memory_bytes)
+            loaded = workers.loaded
             server.open_for(workers, model=loaded.name, languages=loaded.languages)
             print(f"listening on {server.url}\nstreams at {server.stream_url}", flush=True)
             if server.vosk_url:

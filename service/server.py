@@ -222,6 +222,8 @@ class Server:
         metrics.watch("slots_total", "Streams that the batcher can hold.", lambda: batcher.n_slots)
         metrics.watch("slots_used", "Streams that it holds.", lambda: batcher.n_used)
         metrics.watch("lanes", "Ticks that may run at a time.", lambda: batcher.n_lanes)
+        metrics.watch("model_cpu_seconds", "Processor time of the model.", lambda: batcher.cpu_s)
+        metrics.watch("model_memory_bytes", "Memory of the model.", lambda: batcher.memory_bytes)
         metrics.watch("queued_audio_seconds", "Audio received and not yet recognised.", self._queued_s)
         metrics.watch(
             "tick_age_seconds", "Time that the running tick has taken so far.", lambda: batcher.tick_age_s

@@ -12,11 +12,9 @@ import os
 import pickle
 import signal
 import socket
-import time
 import traceback
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -201,7 +199,8 @@ class _Worker:
             for id, stream in self._streams.items():
                 if (queue := stream.queue) != stream.told:
                     queues[id] = stream.told = queue
-            self._wire.send(Report(self._batcher.tick_age_s, time.process_time(), _memory_bytes(), queues))
+            batcher = self._batcher
+            self._wire.send(Report(batcher.tick_age_s, batcher.cpu_s, batcher.memory_bytes, queues))
 
 
 def _portable(error: Exception) -> Exception:
@@ -211,11 +210,3 @@ def _portable(error: Exception) -> Exception:
     except Exception:
         copy = None
     return error if type(copy) is type(error) else RuntimeError(f"{type(error).__name__}: {error}")
-
-
-def _memory_bytes() -> int:
-    """Memory that the process holds; 0 where the system does not tell."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-    return 0

@@ -132,6 +132,8 @@ class FakeBatcher:
     """Ticks every `tick_s` while there is something to do, unless it is held."""
 
     n_lanes = 1
+    cpu_s = 0.0
+    memory_bytes = 0
 
     def __init__(self, *, n_slots: int = 8, tick_s: float = 0.0, draft: str = " d") -> None:
         self.n_slots, self._tick_s, self._draft = n_slots, tick_s, draft
@@ -190,7 +192,6 @@ def main() -> int:
 
     class Workers(FakeBatcher):
         loaded = Loaded("fake", ("en",))
-        cpu_s = memory_bytes = 0
 
         def __init__(self, model: object, *, n_slots: int, n_workers: int, on_tick: object) -> None:
             super().__init__(n_slots=n_slots)
