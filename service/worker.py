@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import pickle
 import signal
 import socket
 import traceback
@@ -39,6 +38,7 @@ from service.worker_wire import (
     Refused,
     Report,
     Wire,
+    portable,
 )
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ async def _serve(end: socket.socket, model: Model, n_slots: int) -> None:
 
         batcher = Batcher(recognizer, n_slots=n_slots, on_tick=on_tick)
     except Exception as error:
-        wire.send(Refused(None, _portable(error)))
+        wire.send(Refused(None, portable(error)))
         wire.close()
         return
     async with batcher:
@@ -175,7 +175,7 @@ class _Worker:
         try:
             slot = await self._batcher.open(asked.audio, asked.settings, partial(self._deliver, asked.id))
         except Exception as error:
-            self._wire.send(Refused(asked.id, _portable(error)))
+            self._wire.send(Refused(asked.id, portable(error)))
         else:
             self._streams[asked.id] = _Stream(slot)
             self._wire.send(Opened(asked.id))
@@ -187,7 +187,7 @@ class _Worker:
             if isinstance(output, Failed):
                 error = output.error
                 text = "" if isinstance(error, AudioError) else "".join(traceback.format_exception(error))
-                told[index] = Failed(_portable(error))
+                told[index] = Failed(portable(error))
             if isinstance(output, Failed | Finished):
                 self._streams.pop(id, None)
         self._wire.send(Outputs(id, tuple(told), text))
@@ -201,12 +201,3 @@ class _Worker:
                     queues[id] = stream.told = queue
             batcher = self._batcher
             self._wire.send(Report(batcher.tick_age_s, batcher.cpu_s, batcher.memory_bytes, queues))
-
-
-def _portable(error: Exception) -> Exception:
-    """The error, or one that says as much if it does not survive the way to another process."""
-    try:
-        copy = pickle.loads(pickle.dumps(error))
-    except Exception:
-        copy = None
-    return error if type(copy) is type(error) else RuntimeError(f"{type(error).__name__}: {error}")

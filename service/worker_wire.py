@@ -169,3 +169,12 @@ class Wire:
     def close(self) -> None:
         """Let the other end find that this one is gone."""
         self._writer.close()
+
+
+def portable(error: Exception) -> Exception:
+    """Return the error, or one that says as much if it would not survive the way to another process."""
+    try:
+        copy = pickle.loads(pickle.dumps(error))
+    except Exception:
+        copy = None
+    return error if type(copy) is type(error) else RuntimeError(f"{type(error).__name__}: {error}")
