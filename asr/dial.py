@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,15 +40,15 @@ class Dial:
 
     points: tuple[DialPoint, ...]
 
-    def policy(self, latency: str | float) -> LookPolicy:
-        """What to give to a stream.
+    def bias(self, latency: str | float) -> float:
+        """What to add to schedulers' logits.
 
         Args:
             latency: A name from ``LATENCY_MS``, or the wanted mean delay in ms. What lies beyond the measured
                 positions is the nearest of them.
 
         Returns:
-            A policy whose mean delay was about that over the speech that the dial was measured on.
+            A bias with which the mean delay was about that over the speech that the dial was measured on.
 
         Raises:
             OptionError: The name is unknown or the number is negative.
@@ -62,7 +62,7 @@ class Dial:
         if not latency >= 0:
             raise OptionError(f"latency must be at least 0 ms, not {latency}")
         means = [point.mean_ms for point in self.points]
-        return LookPolicy(float(np.interp(latency, means, [point.bias for point in self.points])))
+        return float(np.interp(latency, means, [point.bias for point in self.points]))
 
     def to_json(self) -> list[dict[str, float]]:
         """The points as plain values."""
@@ -102,13 +102,28 @@ def measure(
 def calibrate(
     stack: Lookahead, features: Sequence[Tensor], targets_ms: Sequence[float], *, frame_ms: float
 ) -> Dial:
-    """Find the biases that give wanted mean delays, by bisection.
+    """Find the biases that give wanted mean delays.
 
     Args:
         stack: The blocks, in eval mode.
         features: ``[1, T, D]`` input frames of some streams, enough to stand for others.
-        targets_ms: Wanted mean delays; what the blocks cannot reach gives the nearest that they can.
+        targets_ms: As in :func:`find_positions`.
         frame_ms: Length of a frame.
+
+    Returns:
+        The dial.
+    """
+    return find_positions(
+        lambda bias: measure(stack, features, LookPolicy(bias), frame_ms=frame_ms), targets_ms
+    )
+
+
+def find_positions(measured_at: Callable[[float], DialPoint], targets_ms: Sequence[float]) -> Dial:
+    """Find the biases that give wanted mean delays, by bisection.
+
+    Args:
+        measured_at: Measures a bias; more bias is never less delay.
+        targets_ms: Wanted mean delays; what cannot be reached gives the nearest that can.
 
     Returns:
         The dial.
@@ -117,7 +132,7 @@ def calibrate(
 
     def mean_ms(bias: float) -> float:
         if bias not in measured:
-            measured[bias] = measure(stack, features, LookPolicy(bias), frame_ms=frame_ms)
+            measured[bias] = measured_at(bias)
         return measured[bias].mean_ms
 
     points = []

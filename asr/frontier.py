@@ -16,16 +16,33 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class WaitPolicy:
+    """What decides when a frame is read that the encoder would still improve (:mod:`asr.waiting`).
+
+    Attributes:
+        bias: The dial: added to the wait scheduler's logits, so more waits longer.
+        future: Head frames of future that a frame always waits for, whatever the scheduler says; for
+            references.
+    """
+
+    bias: float = 0.0
+    future: int | None = None
+
+
+@dataclass(frozen=True)
 class LookPolicy:
     """What decides how far frames look.
 
     Attributes:
         bias: The dial: added to every scheduler's logits, so more looks further.
-        fixed: Frames that each block always looks ahead, whatever its scheduler says; for references.
+        fixed: Frames that each block always looks ahead, whatever its scheduler says; for references, and
+            nothing where frames wait in the encoder.
+        wait: When frames are read that are provisional; None is when they are final.
     """
 
     bias: float = 0.0
     fixed: tuple[int, ...] | None = None
+    wait: WaitPolicy | None = None
 
 
 ADAPTIVE = LookPolicy()  # as the schedulers learned it

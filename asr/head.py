@@ -18,6 +18,7 @@ from asr.encoder import FRAME_SAMPLES
 from asr.frontier import ADAPTIVE, LookaheadMark, LookaheadState, LookPolicy
 from asr.lookahead import Lookahead, LookaheadJob, LookaheadOutput, Released
 from asr.transducer import Transducer
+from asr.waiting import WaitScheduler
 
 STACK = 2
 HEAD_FRAME_MS = STACK * FRAME_MS
@@ -38,6 +39,7 @@ class HeadConfig:
         left_context: Head frames of past that a frame sees.
         embedding_width: Of the predictor.
         joint_width: Of the joiner.
+        max_future: Head frames of future that the wait scheduler tells apart; 0 is a head without one.
     """
 
     encoder_width: int
@@ -49,6 +51,7 @@ class HeadConfig:
     left_context: int = 125
     embedding_width: int = 256
     joint_width: int = 320
+    max_future: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -117,6 +120,7 @@ class TransducerHead(nn.Module):
         config: Its sizes.
         block_size: Encoder frames per head frame.
         latency: Encoder frames of future that a head frame needs at most.
+        waiting: Says which provisional frames had better wait, if the head has learned it.
     """
 
     block_size = STACK
@@ -148,6 +152,9 @@ class TransducerHead(nn.Module):
             frame_width=config.width,
             embedding_width=config.embedding_width,
             joint_width=config.joint_width,
+        )
+        self.waiting = (
+            WaitScheduler(config.width, max_future=config.max_future) if config.max_future else None
         )
         self.latency = STACK * self.lookahead.latency
 

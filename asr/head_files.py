@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from asr.dial import Dial
 from asr.errors import AdapterError, OptionError
-from asr.frontier import ADAPTIVE, LookPolicy
+from asr.frontier import ADAPTIVE, LookPolicy, WaitPolicy
 from asr.head import HeadConfig, TransducerHead
 from asr.weights import hash_weights
 
@@ -34,6 +34,8 @@ class HeadCard:
         adapter_hash: Hash of the adapter merged into them, from :func:`adapter_hash`.
         config: Sizes, as :class:`asr.head.HeadConfig`.
         dial: Points of :class:`asr.dial.Dial`; empty means the dial has not been measured.
+        wait_dials: The same for a head that waits in the encoder, by chunk size in ms; its blocks do not look
+            ahead then.
         lead_ms: How long before a word's first token comes out the word begins, measured.
         lag_ms: How long before its last token comes out it ends.
         license: Licence of the head's own weights.
@@ -47,6 +49,7 @@ class HeadCard:
     adapter_hash: str
     config: dict[str, Any]
     dial: list[dict[str, float]] = field(default_factory=list)
+    wait_dials: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     lead_ms: float = 300.0
     lag_ms: float = 0.0
     license: str = ""
@@ -74,17 +77,28 @@ class HeadCard:
         text = json.dumps(asdict(self), indent=2, ensure_ascii=False)
         (folder / "card.json").write_text(text + "\n", encoding="utf-8")
 
+    @property
+    def waits(self) -> bool:
+        """Whether frames wait in the encoder, instead of looking ahead in the blocks."""
+        return bool(self.config.get("max_future"))
+
     def trained_policy(self) -> LookPolicy:
         """How far frames looked in training: as their schedulers say, or in a reference always as far."""
+        if self.waits:
+            return self._waiting(WaitPolicy())
         fixed = self.training.get("fixed_look")
         return LookPolicy(fixed=tuple(fixed)) if fixed else ADAPTIVE
 
-    def policy(self, *, latency: str | float | None = None, fixed_look: int | None = None) -> LookPolicy:
+    def policy(
+        self, *, latency: str | float | None = None, fixed_look: int | None = None, chunk_ms: int = 80
+    ) -> LookPolicy:
         """How far frames look.
 
         Args:
             latency: A position of the dial or the wanted mean delay in ms; None is as trained.
-            fixed_look: Head frames that every block always looks ahead instead.
+            fixed_look: Head frames that every block always looks ahead instead; where frames wait in the
+                encoder, those of future that each always waits for.
+            chunk_ms: The stream's.
 
         Returns:
             The policy.
@@ -95,19 +109,29 @@ class HeadCard:
         if fixed_look is not None:
             if latency is not None:
                 raise OptionError("latency and fixed_look exclude each other")
-            if not 0 <= fixed_look <= self.config["max_look"]:
-                raise OptionError(f"fixed_look must be from 0 to {self.config['max_look']}, not {fixed_look}")
+            farthest = self.config["max_future"] if self.waits else self.config["max_look"]
+            if not 0 <= fixed_look <= farthest:
+                raise OptionError(f"fixed_look must be from 0 to {farthest}, not {fixed_look}")
+            if self.waits:
+                return self._waiting(WaitPolicy(future=fixed_look))
             return LookPolicy(fixed=(fixed_look,) * self.config["n_blocks"])
         if latency is None:
             return self.trained_policy()
-        dial = self.read_dial()
+        dial = self.read_dial(chunk_ms=chunk_ms)
         if dial is None:
             raise OptionError(f"latency {latency!r} needs a dial, and this head's has not been measured")
-        return dial.policy(latency)
+        bias = dial.bias(latency)
+        return self._waiting(WaitPolicy(bias)) if self.waits else LookPolicy(bias)
 
-    def read_dial(self) -> Dial | None:
-        """The measured dial, None if there is none."""
-        return Dial.from_json(self.dial) if self.dial else None
+    def read_dial(self, *, chunk_ms: int = 80) -> Dial | None:
+        """The measured dial, if it was; where frames wait in the encoder, that of the nearest chunk size."""
+        if not self.waits:
+            return Dial.from_json(self.dial) if self.dial else None
+        nearest = min(self.wait_dials, key=lambda size: abs(int(size) - chunk_ms), default=None)
+        return None if nearest is None else Dial.from_json(self.wait_dials[nearest])
+
+    def _waiting(self, wait: WaitPolicy) -> LookPolicy:
+        return LookPolicy(fixed=(0,) * self.config["n_blocks"], wait=wait)
 
 
 def shipped_head(name: str) -> Path | None:

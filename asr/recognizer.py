@@ -48,6 +48,7 @@ DECODERS = ("whisper", "transducer")
 MAX_BEAM_SIZE = 16
 MAX_OPEN_TOKENS = 16
 RIGHT_CONTEXT_MS = {"whisper": 300, "transducer": 160}
+WAITING_CONTEXT_MS = 320  # of a transducer whose head decides which frames wait for all of it
 LEFT_CONTEXT_S = 5.0  # heard as well as 10 s (docs/performance.md), at half the attention and memory
 
 
@@ -207,13 +208,14 @@ class Recognizer:
             latency: How far ahead the transducer's frames look on average: ``minimal``, ``low``, ``medium``,
                 ``high``, or a number of ms; None is as the head was trained. What lies in a frame's own chunk
                 is there anyway.
-            fixed_look: Frames of 40 ms that every block of the transducer always looks ahead, instead of
-                choosing; a reference to compare with. 0 is causal.
+            fixed_look: Frames of 40 ms that every block of the transducer always looks ahead, or the head's
+                frames always wait for, instead of choosing; a reference to compare with. 0 is causal.
             chunk_ms: Audio per encoder step, 40 to 1000, a multiple of 20: smaller is sooner, larger better.
             right_context_ms: Audio that is heard after a frame before it is final, a multiple of 20, at most
                 1000 together with ``chunk_ms``. Until then it is provisional: its words are shown at once,
                 but stay open, and the next step computes it again with what came after it. More is better
-                and dearer. None is 300, 160 for the transducer, or what the chunk leaves of 1000.
+                and dearer. None is 300, for the transducer 160, or 320 where its head decides which frames
+                wait for it; or what the chunk leaves of 1000.
             beam_size: Hypotheses, 1 to 16; 1 is greedy.
             open_tokens: Newest tokens that are never committed before the segment ends, 0 to 16; the
                 transducer's own affair.
@@ -236,9 +238,11 @@ class Recognizer:
         Raises:
             OptionError: A value is outside its range.
         """
-        transducer = self._transducer(decoder, latency, fixed_look)
+        transducer = self._transducer(decoder, latency, fixed_look, chunk_ms)
         if right_context_ms is None:
-            right_context_ms = max(0, min(RIGHT_CONTEXT_MS[decoder], MAX_CHUNK_MS - chunk_ms))
+            waits = transducer is not None and transducer.policy.wait is not None
+            usual_ms = WAITING_CONTEXT_MS if waits else RIGHT_CONTEXT_MS[decoder]
+            right_context_ms = max(0, min(usual_ms, MAX_CHUNK_MS - chunk_ms))
         _check_range("beam_size", beam_size, low=1, high=MAX_BEAM_SIZE)
         _check_range("open_tokens", open_tokens, low=0, high=MAX_OPEN_TOKENS)
         options = StreamOptions(
@@ -302,7 +306,7 @@ class Recognizer:
             return offline.transcribe(self.base_model, as_samples(samples))
 
     def _transducer(
-        self, decoder: str, latency: str | float | None, fixed_look: int | None
+        self, decoder: str, latency: str | float | None, fixed_look: int | None, chunk_ms: int
     ) -> TransducerOptions | None:
         """How the transducer reads a stream; None if Whisper's decoder does."""
         if decoder not in DECODERS:
@@ -321,7 +325,8 @@ class Recognizer:
                 "folder of one that was trained on this model and adapter, or choose decoder 'whisper'"
             )
         timing = EmissionTiming.from_ms(lead_ms=card.lead_ms, lag_ms=card.lag_ms)
-        return TransducerOptions(card.policy(latency=latency, fixed_look=fixed_look), timing)
+        policy = card.policy(latency=latency, fixed_look=fixed_look, chunk_ms=chunk_ms)
+        return TransducerOptions(policy, timing)
 
     def _language(self, language: str | None) -> str | None:
         if language is None:

@@ -135,7 +135,7 @@ class TransducerListener:
         del n_in_segment
         tokens = [*self._early, *(yield from self._read("listen"))]
         self._early = []
-        if self._provisional.shape[1]:
+        if self._n_encoded > self._reader.n_heard:
             yield ReadJob(self._reader, self._provisional, self._first_provisional, "peek")
         return tokens
 
@@ -149,8 +149,10 @@ class TransducerListener:
 
     def before_flush(self) -> Steps[list[Token]]:
         """Read all that is final; what is accepted until :meth:`flush` is the rest and silence."""
-        self._n_ahead = self.window.n_heard - self.window.position
-        return (yield from self._read("listen"))
+        n_encoded = self._n_encoded
+        tokens = yield from self._read("listen")
+        self._n_ahead = max(0, n_encoded - self._reader.n_heard)
+        return tokens
 
     def flush(self, *, n_in_segment: int) -> Steps[list[Token]]:
         """Read and commit everything heard as if only the silence followed, and forget the silence.
@@ -211,6 +213,11 @@ class TransducerListener:
         """
         raise AssertionError(f"a transducer reads every frame, also those of the silence from {silent_since}")
 
+    @property
+    def _n_encoded(self) -> int:
+        """Encoder frames from the stream's start, the provisional ones included."""
+        return self._first_provisional + self._provisional.shape[1]
+
     def _restart(self, anchor: Anchor) -> None:
         self.window.restart(anchor.start // LogMel.block_size, n_frames=anchor.n_frames)
 
@@ -220,10 +227,18 @@ class TransducerListener:
                 return []
             self._unread = [self._reader.no_frames]
             self._first_unread = self._reader.n_heard
-        frames = torch.cat(self._unread, dim=1)
+        provisional = self._provisional if then == "listen" and self._reader.policy.wait else None
+        frames = torch.cat(self._unread if provisional is None else [*self._unread, provisional], dim=1)
         self._unread = []
-        n_ahead = self._n_ahead if then == "flush" else 0
-        reading = yield ReadJob(self._reader, frames, self._first_unread, then, n_ahead)
+        reading = yield ReadJob(
+            self._reader,
+            frames,
+            self._first_unread,
+            then,
+            n_provisional=0 if provisional is None else provisional.shape[1],
+            n_encoded=self._n_encoded,
+            n_ahead=self._n_ahead if then == "flush" else 0,
+        )
         self.waits.frames.extend(reading.waits)
         return list(reading.tokens)
 

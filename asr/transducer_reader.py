@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from asr.events import SAMPLE_RATE
@@ -29,6 +30,7 @@ from asr.transducer_search import (
     SearchState,
     TransducerSearch,
 )
+from asr.waiting import n_ready
 from asr.words import Token, Vocabulary
 
 Then = Literal["listen", "peek", "flush", "finish"]
@@ -55,7 +57,8 @@ class Reading:
 
     Attributes:
         tokens: Tokens that are committed now.
-        waits: One for each head frame read now: the head frames that had come after it by then, at least.
+        waits: One for each head frame read now: the head frames that had come after it by then, at least,
+            and after the encoder's step that first brought it.
     """
 
     tokens: tuple[Token, ...]
@@ -69,6 +72,7 @@ class _Mark:
     n_heard: int
     n_released: int
     newest: int
+    arrived: tuple[int, ...]
     head: HeadMark
     search: SearchState
 
@@ -79,6 +83,7 @@ class TransducerReader:
     Attributes:
         beam_size: Hypotheses; 1 is greedy.
         timing: When words are said.
+        policy: How far frames look ahead, and when provisional ones are read.
         n_heard: Encoder frames heard.
     """
 
@@ -98,7 +103,8 @@ class TransducerReader:
         Args:
             head: The head.
             vocabulary: Knows where words begin.
-            policy: How far frames look ahead.
+            policy: How far frames look ahead; one that waits needs a head with a wait scheduler, unless it
+                is a reference.
             timing: The head's.
             beam_size: Hypotheses; 1 is greedy.
             hotwords: Terms to expect, in the head's tokens.
@@ -107,6 +113,7 @@ class TransducerReader:
         self.beam_size = beam_size
         self._vocabulary = vocabulary
         self.timing = timing
+        self.policy = policy
         self._state = head.init_state() if state is None else state
         self._state.restart(policy)
         self._search = make_search(head, beam_size=beam_size).init_state()
@@ -114,6 +121,7 @@ class TransducerReader:
         self.n_heard = 0
         self._n_released = 0  # head frames
         self._newest = 0  # head frame that some output has waited for
+        self._arrived: list[int] = []  # of each head frame not read yet: those encoded when it came
         self._peeked: tuple[Emission, ...] | None = None  # open tokens after a look at provisional frames
         self._said = list(head.transducer.first_context)  # newest committed tokens
 
@@ -121,6 +129,11 @@ class TransducerReader:
     def draft(self) -> tuple[Token, ...]:
         """Open tokens: the newest word, what hypotheses disagree on, and what provisional frames say."""
         return tuple(map(self._token, self._search.draft if self._peeked is None else self._peeked))
+
+    @property
+    def asks_scheduler(self) -> bool:
+        """Whether the head's wait scheduler decides which provisional frames are read."""
+        return self.policy.wait is not None and self.policy.wait.future is None
 
     @property
     def no_frames(self) -> Tensor:
@@ -146,18 +159,39 @@ class TransducerReader:
 
     def _mark(self) -> _Mark:
         search = replace(self._search, hypotheses=list(self._search.hypotheses))
-        return _Mark(self.n_heard, self._n_released, self._newest, self._state.mark(), search)
+        arrived = tuple(self._arrived)
+        return _Mark(self.n_heard, self._n_released, self._newest, arrived, self._state.mark(), search)
 
     def _go_back(self, mark: _Mark) -> None:
         self.n_heard, self._n_released, self._newest = mark.n_heard, mark.n_released, mark.newest
+        self._arrived = list(mark.arrived)
         self._state.go_back(mark.head)
         self._search = mark.search
 
-    def _head_job(self, job: ReadJob) -> HeadJob:
-        """The frames that have not been heard yet."""
+    def _new_frames(self, job: ReadJob) -> Tensor:
+        """The frames that have not been heard yet, provisional ones included."""
         assert not self._state.lookahead.has_ended, "the stream has ended"
         assert job.first_frame <= self.n_heard, "encoder frames are missing"
-        new = job.frames[:, self.n_heard - job.first_frame :]
+        return job.frames[:, self.n_heard - job.first_frame :]
+
+    def _n_heard_now(self, job: ReadJob, logits: Tensor | None) -> int:
+        """How many new frames are heard now: all that are final, and provisional ones that need not wait."""
+        n_new = self._new_frames(job).shape[1]
+        n_open = min(job.n_provisional, n_new)
+        wait = self.policy.wait
+        if not n_open or wait is None:
+            return n_new - n_open
+        n_left = self._state.left_over.shape[1]
+        n_whole, n_final = (n_left + n_new) // STACK, (n_left + n_new - n_open) // STACK  # head frames
+        if logits is None:
+            n_more = n_whole - n_final - (wait.future or 0)
+        else:
+            n_more = n_ready(logits[n_final:], wait.bias)
+        return max(n_new - n_open, STACK * (n_final + n_more) - n_left)
+
+    def _head_job(self, job: ReadJob, logits: Tensor | None) -> HeadJob:
+        """The new frames that are heard now."""
+        new = self._new_frames(job)[:, : self._n_heard_now(job, logits)]
         self.n_heard += new.shape[1]
         return HeadJob(new, self._state, ends=job.then in ("flush", "finish"))
 
@@ -177,15 +211,25 @@ class TransducerReader:
             mark.search = self._search
             self._go_back(mark)
         n_real = (self.n_heard + job.n_ahead) // STACK
-        waits = []
-        for frame, newest in enumerate(reach, start=self._search.n_frames - len(reach)):
-            self._newest = max(self._newest, min(newest, n_real - 1))
-            if frame < n_real:
-                waits.append(self._newest - frame)
+        waits = self._waits(reach, job, n_real=n_real)
         if job.then == "flush":
             self._search.n_frames = min(self._search.n_frames, n_real)
         n_tokens = len(self._search.draft) if job.then == "flush" else self._n_certain()
         return Reading(tuple(self._commit(n_tokens)), tuple(waits))
+
+    def _waits(self, reach: tuple[int, ...], job: ReadJob, *, n_real: int) -> list[int]:
+        """How long the frames waited that were read last; where a stream ends they wait no longer."""
+        first = self._search.n_frames - len(reach)
+        listens = job.then == "listen"  # otherwise what has been encoded is also silence that is not heard
+        n_encoded = max(n_real, job.n_encoded // STACK) if listens else n_real
+        self._arrived += [n_encoded] * (n_encoded - first - len(self._arrived))
+        waits = []
+        for frame, newest in enumerate(reach[: max(0, n_real - first)], start=first):
+            self._newest = max(self._newest, min(newest, n_real - 1))
+            late = n_encoded - self._arrived[self._newest - first] if listens else 0
+            waits.append(self._newest - frame + late)
+        del self._arrived[: len(waits)]
+        return waits
 
     def _commit(self, n_tokens: int) -> list[Token]:
         emissions = self._search.commit(n_tokens)
@@ -221,6 +265,10 @@ class ReadJob:
             draft until its next job, and it has not heard them afterwards. "flush": everything heard before
             them is read and committed now, as if the stream ended with them; they are silence that it will
             not have heard afterwards.
+        n_provisional: Of the frames to listen to, how many at their end are provisional. They are heard as
+            far as the reader's policy lets, not the rest.
+        n_encoded: Frames from the stream's start that have been encoded, the provisional ones included;
+            waits count from there.
         n_ahead: Of the frames of a flush, how many were heard before the silence and will come once more when
             they are final.
     """
@@ -229,6 +277,8 @@ class ReadJob:
     frames: Tensor
     first_frame: int
     then: Then = "listen"
+    n_provisional: int = 0
+    n_encoded: int = 0
     n_ahead: int = 0
 
 
@@ -247,7 +297,8 @@ def read(head: TransducerHead, jobs: Sequence[ReadJob]) -> list[Reading]:
     """
     marks = [job.reader._mark() for job in jobs]
     try:
-        released = head.step([job.reader._head_job(job) for job in jobs])
+        logits = _weigh(head, jobs)
+        released = head.step([job.reader._head_job(job, row) for job, row in zip(jobs, logits, strict=True)])
         unread = [job.reader._unread(part) for job, part in zip(jobs, released, strict=True)]
         for beam_size in sorted({job.reader.beam_size for job in jobs}):
             make_search(head, beam_size=beam_size).advance(
@@ -263,6 +314,23 @@ def read(head: TransducerHead, jobs: Sequence[ReadJob]) -> list[Reading]:
         raise
     parts = zip(jobs, unread, marks, strict=True)
     return [job.reader._take(part.reach, job, mark) for job, part, mark in parts]
+
+
+def _weigh(head: TransducerHead, jobs: Sequence[ReadJob]) -> list[Tensor | None]:
+    """What the wait scheduler says of the new head frames of each job whose provisional ones may be read."""
+    asked = [job for job in jobs if job.n_provisional and job.reader.asks_scheduler]
+    if not asked:
+        return [None] * len(jobs)
+    assert head.waiting, "the policy needs a head that has learned to wait"
+    marks = [job.reader._state.mark() for job in asked]
+    heard = head.step([HeadJob(job.reader._new_frames(job), job.reader._state) for job in asked])
+    for job, mark in zip(asked, marks, strict=True):
+        job.reader._state.go_back(mark)
+    sizes = [each.frames.shape[1] for each in heard]
+    future = [torch.arange(size, device=heard[0].frames.device).flip(0) for size in sizes]
+    logits = head.waiting(torch.cat([each.frames for each in heard], dim=1)[0], torch.cat(future))
+    rows = iter(logits.split(sizes))
+    return [next(rows) if job in asked else None for job in jobs]
 
 
 def make_search(head: TransducerHead, *, beam_size: int) -> TransducerSearch:

@@ -29,8 +29,9 @@ from tqdm import tqdm
 
 from asr import SAMPLE_RATE, Event, ForesoundError, OptionError, Recognizer, Stream, Word
 from asr.batch import Step
+from asr.chunking import FRAME_MS, Chunking
 from asr.encoder import FRAME_SAMPLES
-from asr.head import STACK
+from asr.recognizer import WAITING_CONTEXT_MS
 from asr.transducer_reader import EmissionTiming
 from asr.waits import Waits
 from asr.words import Vocabulary, build_words
@@ -40,7 +41,7 @@ from benchmarks.utterances import evenly_spread
 from training.alignment import teacher_tokenizer
 from training.evaluate import load_recognizer, reference_times
 from training.head_data import FeatureMaker
-from training.head_evaluation import Encoded, stream
+from training.head_evaluation import Encoded, encode, stream
 from training.head_setup import Frozen
 from training.manifest import WordTime, load_audio, read_alignments
 from training.metrics import EmissionLog, count_edits, word_latencies
@@ -61,7 +62,9 @@ class Row:
     chunk_ms: int = 300
     beam_size: int = 1
     fixed_look: int | None = None
-    """Frames that every block always looks ahead; None is as the schedulers say."""
+    """Frames that every block always looks ahead, or that are always waited for; None is as learned."""
+    right_context_ms: int | None = None
+    """Of the encoder; None is as usual, and with --encode-once 0, or 320 where the head waits."""
 
     def stream(self, recognizer: Recognizer) -> Stream:
         """Return a fresh stream."""
@@ -72,6 +75,7 @@ class Row:
             fixed_look=self.fixed_look,
             chunk_ms=self.chunk_ms,
             beam_size=self.beam_size,
+            right_context_ms=self.right_context_ms,
         )
 
 
@@ -216,23 +220,23 @@ def _summarize(
 
 @dataclass
 class Frames:
-    """The causal encoder's frames of all utterances, once per chunk size."""
+    """The causal encoder's frames of all utterances, once per chunk size and right context."""
 
     frozen: Frozen
     spoken: Sequence[Spoken]
-    by_chunk_ms: dict[int, list[Encoded]] = field(default_factory=dict)
+    known: dict[Chunking, list[Encoded]] = field(default_factory=dict)
 
-    def of(self, chunk_ms: int) -> list[Encoded]:
+    def of(self, chunking: Chunking) -> list[Encoded]:
         """Return them; the first time they are computed."""
-        if chunk_ms not in self.by_chunk_ms:
-            chunking, n_mels = self.frozen.chunking(chunk_ms), self.frozen.model.dims.n_mels
+        if chunking not in self.known:
+            n_mels = self.frozen.model.dims.n_mels
             maker = FeatureMaker(self.frozen.encoder, n_mels=n_mels, chunkings=[chunking], seed=0)
-            encoded = []
-            for each in tqdm(self.spoken, desc=f"frames at {chunk_ms} ms", file=sys.stderr):
-                frames, lengths = maker.encode([each.samples], chunking)
-                encoded.append(Encoded(each.text, frames[:, : STACK * int(lengths[0])], tuple(each.times)))
-            self.by_chunk_ms[chunk_ms] = encoded
-        return self.by_chunk_ms[chunk_ms]
+            what = f"frames at {FRAME_MS * chunking.size} + {FRAME_MS * chunking.right_context} ms"
+            self.known[chunking] = [
+                encode(maker, each.samples, chunking, text=each.text, words=tuple(each.times))
+                for each in tqdm(self.spoken, desc=what, file=sys.stderr)
+            ]
+        return self.known[chunking]
 
 
 def measure_head(row: Row, frames: Frames) -> dict[str, Any]:
@@ -250,8 +254,14 @@ def measure_head(row: Row, frames: Frames) -> dict[str, Any]:
     """
     if row.head is None:
         raise OptionError(f"{row.name}: with --encode-once every row needs a head")
-    frozen, encoded = frames.frozen, frames.of(row.chunk_ms)
+    frozen = frames.frozen
     head, card = frozen.read_head(Path(row.head))
+    usual_ms = WAITING_CONTEXT_MS if card.waits else 0
+    chunking = frozen.chunking(
+        row.chunk_ms,
+        right_context_ms=usual_ms if row.right_context_ms is None else row.right_context_ms,
+    )
+    encoded = frames.of(chunking)
     vocabulary = Vocabulary(teacher_tokenizer(frozen.model))
     timing = EmissionTiming.from_ms(lead_ms=card.lead_ms, lag_ms=card.lag_ms)
     logs = [EmissionLog() for _ in encoded]
@@ -259,8 +269,8 @@ def measure_head(row: Row, frames: Frames) -> dict[str, Any]:
     streamed = stream(
         head,
         encoded,
-        chunking=frozen.chunking(row.chunk_ms),
-        policy=card.policy(latency=row.latency, fixed_look=row.fixed_look),
+        chunking=chunking,
+        policy=card.policy(latency=row.latency, fixed_look=row.fixed_look, chunk_ms=row.chunk_ms),
         vocabulary=vocabulary,
         beam_size=row.beam_size,
         timing=timing,
@@ -348,7 +358,7 @@ def run(rows: Sequence[Row], args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _row(numbers: dict[str, Any]) -> Row:
     """The row that a line of the output is about."""
-    return replace(Row(""), **{name: numbers[name] for name in asdict(Row(""))})
+    return replace(Row(""), **{name: numbers[name] for name in asdict(Row("")) if name in numbers})
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -32,7 +32,7 @@ def test_wanted_delays_are_found(stack: Lookahead, features: list[torch.Tensor])
     assert means[:3] == pytest.approx([10, 60, 200], abs=4)
     longest = measure(stack, features, LookPolicy(fixed=(4, 4)), frame_ms=FRAME_MS)
     assert means[3] == pytest.approx(longest.mean_ms)
-    again = measure(stack, features, dial.policy(60), frame_ms=FRAME_MS)
+    again = measure(stack, features, LookPolicy(dial.bias(60)), frame_ms=FRAME_MS)
     assert again.mean_ms == pytest.approx(60, abs=8)
     assert again.p95_ms >= again.mean_ms
 
@@ -49,11 +49,11 @@ def test_positions_survive_json() -> None:
 def test_names_and_numbers(latency: str | float, bias: float) -> None:
     """Between measured positions the bias is interpolated, beyond them it is the nearest."""
     dial = Dial((DialPoint(-2.0, 0.0, 0.0), DialPoint(2.0, 80.0, 200.0), DialPoint(4.0, 160.0, 300.0)))
-    assert dial.policy(latency) == LookPolicy(bias)
+    assert dial.bias(latency) == bias
 
 
 @pytest.mark.parametrize("latency", ["fast", -1, float("nan")])
 def test_wrong_positions_are_refused(latency: str | float) -> None:
     """The message lists the names, or the range."""
     with pytest.raises(OptionError, match="minimal, low, medium, high|at least 0"):
-        Dial((DialPoint(0.0, 0.0, 0.0),)).policy(latency)
+        Dial((DialPoint(0.0, 0.0, 0.0),)).bias(latency)

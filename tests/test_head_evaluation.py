@@ -109,5 +109,5 @@ def test_a_dial_covers_the_named_positions() -> None:
     dial = measure_dial(tiny_head(), _utterances(6))
     assert dial.points[0].mean_ms == 0
     assert dial.points[-1].mean_ms <= 6 * 40
-    biases = [dial.policy(name).bias for name in LATENCY_MS]
+    biases = [dial.bias(name) for name in LATENCY_MS]
     assert biases == sorted(biases)

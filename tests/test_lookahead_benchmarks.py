@@ -38,8 +38,8 @@ def files(tmp_path: Path, jfk: np.ndarray) -> Path:
         lines.append({"id": str(number), "audio": f"{number}.wav", "duration": number + 2, "text": "and so"})
         times.append({"id": str(number), "words": [["and", 0.3, 0.5], ["so", 0.6, 0.9]]})
     rows = [
-        {"name": "adaptive", "head": "h", "latency": 0, "chunk_ms": 80},
-        {"name": "adaptive", "head": "h", "latency": "high", "chunk_ms": 80},
+        {"name": "adaptive", "head": "h", "latency": 0, "chunk_ms": 80, "right_context_ms": 0},
+        {"name": "adaptive", "head": "h", "latency": "high", "chunk_ms": 80, "right_context_ms": 0},
         {"name": "Whisper", "chunk_ms": 300},
     ]
     for name, records in (("m", lines), ("a", times), ("plan", rows)):

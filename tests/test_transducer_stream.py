@@ -81,7 +81,7 @@ def test_the_dial_decides_how_long_frames_wait(recognizer: Recognizer, jfk: np.n
     samples = jfk[: 3 * SAMPLE_RATE]
     means = []
     for latency in (0, None, "high"):
-        stream = listen(recognizer, latency=latency, chunk_ms=40)
+        stream = listen(recognizer, latency=latency, chunk_ms=40, right_context_ms=0)
         play(stream, samples)
         waits = stream.waits.frames_ms()
         assert len(waits) >= 3 * 25
@@ -269,7 +269,7 @@ def test_a_reference_looks_as_it_was_trained() -> None:
     """A head whose frames always looked equally far does so in streams."""
     model, card = tiny_whisper(), replace(head_card(), training={"fixed_look": [3, 1]}, dial=[])
     reference = Recognizer(model, model, name="tiny", head=(speaking_head(), card))
-    stream = listen(reference, chunk_ms=40)
+    stream = listen(reference, chunk_ms=40, right_context_ms=0)
     play(stream, hiss(1))
     waits = stream.waits.frames_ms()
     assert max(waits) == 160 and waits[3:-4] == [160] * (len(waits) - 7)
@@ -279,7 +279,7 @@ def test_frames_can_be_made_to_look_always_as_far(recognizer: Recognizer) -> Non
     """References on the head that ships: never ahead, or always the same; what cannot be is refused."""
     max_look, n_blocks = speaking_head().config.max_look, speaking_head().config.n_blocks
     for look in (0, max_look):
-        stream = listen(recognizer, fixed_look=look, chunk_ms=40)
+        stream = listen(recognizer, fixed_look=look, chunk_ms=40, right_context_ms=0)
         play(stream, hiss(1))
         waits = stream.waits.frames_ms()
         inner = waits[: len(waits) - n_blocks * max_look]

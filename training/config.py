@@ -182,3 +182,28 @@ class HeadTrainConfig(HeadPlan, RunConfig):
     data: DataConfig
     loss: HeadLossConfig
     adapter: str = "auto"  # as in Recognizer.load
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaitTrainConfig:
+    """A run that teaches a trained head which provisional frames had better wait."""
+
+    head: Path  # its folder
+    output: Path  # folder for the head that has learned it
+    manifest: Path  # speech to learn from; texts are not needed
+    dev_manifest: Path  # speech on which the dial is measured
+    model: str = "tiny.en"
+    adapter: str = "auto"  # as in Recognizer.load
+    chunk_ms: tuple[int, ...] = (80, 160, 300)
+    right_context_ms: int = 320
+    max_future: int = 16  # head frames of future that the scheduler tells apart
+    limit: int = 300  # utterances of the manifest, evenly spread
+    dev_limit: int = 60
+    latency_price: float = 0.25  # nats per second of waiting where the dial is at 0 ...
+    dial_spread: float = (
+        4.0  # ... e times less for each 1 that it is turned up; turned at random by up to this
+    )
+    steps: int = 2000
+    learning_rate: float = 2e-3
+    batch_streams: int = 4
+    seed: int = 1

@@ -15,11 +15,20 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from asr.chunking import Chunking
-from asr.encoder import FRAME_SAMPLES, MEL_PER_FRAME, CausalEncoder, step_bounds
+from asr.encoder import (
+    FRAME_SAMPLES,
+    MEL_CONTEXT,
+    MEL_LOOKAHEAD,
+    MEL_PER_FRAME,
+    CausalEncoder,
+    EncoderJob,
+    step_bounds,
+)
 from asr.events import SAMPLE_RATE
 from asr.features import LogMel, RunningNorm
 from asr.head import HEAD_FRAME_MS, STACK
@@ -53,6 +62,16 @@ class HeadBatch:
         return float(self.lengths.sum()) * HEAD_FRAME_MS / 1000
 
 
+@dataclass(frozen=True)
+class Stepped:
+    """Encoder frames of B streams as their steps bring them."""
+
+    ends: tuple[int, ...]  # frames encoded after each step
+    final: Tensor  # [B, F, E] float16
+    ahead: tuple[Tensor, ...]  # for each step [B, R, E] float16: the provisional frames after the final ones
+    lengths: Tensor  # [B] int64 head frames of each stream
+
+
 class FeatureMaker:
     """Encodes examples with a frozen causal encoder."""
 
@@ -84,16 +103,49 @@ class FeatureMaker:
         Returns:
             ``[B, F, E]`` frames and ``[B]`` head frames of each signal with its silence.
         """
-        tail = round(TAIL_S * SAMPLE_RATE)
-        lengths = torch.tensor([-(-(len(signal) + tail) // (STACK * FRAME_SAMPLES)) for signal in signals])
-        n_frames = STACK * int(lengths.max())
+        lengths = _head_lengths(signals)
+        mel = self._scaled_mel(signals, STACK * int(lengths.max()))
+        with autocast(self._device):
+            return self._encoder.forward(mel, chunking).float(), lengths
+
+    @torch.no_grad()
+    def encode_steps(self, signals: Sequence[np.ndarray], chunking: Chunking) -> Stepped:
+        """What each step of a stream makes of whole signals, each followed by silence.
+
+        Args:
+            signals: As in :meth:`encode`.
+            chunking: The encoder's chunks, with right context.
+
+        Returns:
+            Final frames and, after each step, the provisional ones.
+        """
+        lengths = _head_lengths(signals)
+        n_frames, ends = STACK * int(lengths.max()), [chunking.next_end(0)]
+        while chunking.n_final(ends[-1]) < n_frames:
+            ends.append(chunking.next_end(ends[-1]))
+        mel = F.pad(self._scaled_mel(signals, ends[-1]), (MEL_CONTEXT, 0))
+        states = [self._encoder.init_state(ring_slots=chunking.ring_slots) for _ in signals]
+        final, ahead, start = [], [], 0
+        for end in ends:
+            span = slice(MEL_PER_FRAME * start, MEL_PER_FRAME * end + MEL_CONTEXT + MEL_LOOKAHEAD)
+            n_final = chunking.n_final(end) - start
+            rows = zip(mel.split(1), states, strict=True)
+            steps = self._encoder.step(
+                [EncoderJob(row[..., span], state, chunking.left_context, n_final) for row, state in rows]
+            )
+            frames = torch.cat(steps).half().cpu()
+            final.append(frames[:, :n_final])
+            ahead.append(frames[:, n_final:])
+            start += n_final
+        return Stepped(tuple(ends), torch.cat(final, dim=1)[:, :n_frames], tuple(ahead), lengths)
+
+    def _scaled_mel(self, signals: Sequence[np.ndarray], n_frames: int) -> Tensor:
+        """Scaled mel frames ``[B, M, 2 F + 1]`` of signals that silence makes as long as one another."""
         padded = np.zeros((len(signals), (n_frames * MEL_PER_FRAME + 1) * self._mel.block_size), np.float32)
         for row, signal in zip(padded, signals, strict=True):
             row[: len(signal)] = signal
         raw = self._mel.forward(torch.from_numpy(padded).to(self._device))
-        mel = RunningNorm().forward(raw)[0]
-        with autocast(self._device):
-            return self._encoder.forward(mel, chunking).float(), lengths
+        return RunningNorm().forward(raw)[0]
 
     def batch(self, examples: Sequence[Example], position: Position) -> HeadBatch:
         """Features and texts of examples, in chunks drawn for their place in the data."""
@@ -110,6 +162,12 @@ class FeatureMaker:
             due_s[row, : n_tokens[row]] = torch.from_numpy(example.due_s)
         chunk_frames = torch.tensor([chunking.first_size, chunking.size])
         return HeadBatch(frames.half().cpu(), lengths, tokens, torch.tensor(n_tokens), due_s, chunk_frames)
+
+
+def _head_lengths(signals: Sequence[np.ndarray]) -> Tensor:
+    """Head frames ``[B]`` of signals with the silence after them."""
+    tail = round(TAIL_S * SAMPLE_RATE)
+    return torch.tensor([-(-(len(signal) + tail) // (STACK * FRAME_SAMPLES)) for signal in signals])
 
 
 class FeatureStore:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from asr.events import SAMPLE_RATE, Partial
 from asr.features import LogMel
 from asr.frontier import LookPolicy
 from asr.head import HEAD_FRAME_MS, STACK, TransducerHead
-from asr.transducer_reader import EmissionTiming, ReadJob, Then, TransducerReader, read
+from asr.transducer_reader import EmissionTiming, ReadJob, TransducerReader, read
 from asr.words import Token, Vocabulary, build_words
 from training.head_data import TAIL_S, FeatureMaker
 from training.manifest import Utterance, WordTime, load_audio
@@ -38,6 +38,7 @@ class Encoded:
     text: str
     frames: Tensor  # [1, F, E]
     words: tuple[WordTime, ...] = ()  # when they were said, if known
+    ahead: tuple[Tensor, ...] = ()  # with right context: the provisional frames after each step, [1, R, E]
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,37 @@ def encode_utterances(
     """
     encoded = []
     for utterance in utterances:
-        frames, lengths = maker.encode([load_audio(utterance)], chunking)
         times = (words or {}).get(utterance.id, ())
-        encoded.append(Encoded(utterance.text or "", frames[:, : STACK * int(lengths[0])], times))
+        encoded.append(encode(maker, load_audio(utterance), chunking, text=utterance.text or "", words=times))
     return encoded
+
+
+def encode(
+    maker: FeatureMaker,
+    samples: np.ndarray,
+    chunking: Chunking,
+    *,
+    text: str,
+    words: tuple[WordTime, ...] = (),
+) -> Encoded:
+    """Encode one utterance.
+
+    Args:
+        maker: The frozen encoder.
+        samples: ``[S]`` at most 29 s.
+        chunking: The encoder's chunks; with right context provisional frames are kept.
+        text: What is said.
+        words: When, if known.
+
+    Returns:
+        The utterance.
+    """
+    if chunking.right_context == 0:
+        frames, lengths = maker.encode([samples], chunking)
+        return Encoded(text, frames[:, : STACK * int(lengths[0])], words)
+    stepped = maker.encode_steps([samples], chunking)
+    ahead = tuple(part.float() for part in stepped.ahead)
+    return Encoded(text, stepped.final[:, : STACK * int(stepped.lengths[0])].float(), words, ahead)
 
 
 @torch.inference_mode()
@@ -114,25 +142,28 @@ def stream(
     results = []
     for first in range(0, len(utterances), AT_ONCE):
         group = utterances[first : first + AT_ONCE]
+        n_frames = [each.frames.shape[1] for each in group]
         readers = [
             TransducerReader(head, vocabulary, policy=policy, timing=timing, beam_size=beam_size)
             for _ in group
         ]
         tokens: list[list[Token]] = [[] for _ in group]
         waits: list[list[int]] = [[] for _ in group]
-        at, going = 0, list(range(len(group)))
+        end, n_steps, going = 0, 0, list(range(len(group)))
         while going:
-            end = chunking.next_end(at)
-            jobs = [_next_job(readers[i], group[i].frames, at, end) for i in going]
+            end, n_steps = chunking.next_end(end), n_steps + 1
+            n_final = chunking.n_final(end)
+            jobs = [_next_job(readers[i], group[i], n_final, n_steps - 1) for i in going]
             for i, reading in zip(going, read(head, jobs), strict=True):
                 tokens[i] += reading.tokens
                 waits[i] += reading.waits
-                if logs:
+            if logs:
+                _peek(head, [job for job in jobs if job.n_provisional])
+                for i in going:
                     shown = _shown(tokens[i], readers[i].draft, vocabulary, n_frames=end)
-                    time_s = min(shown.time_s, group[i].frames.shape[1] * FRAME_MS / 1000 - TAIL_S)
+                    time_s = min(shown.time_s, n_frames[i] * FRAME_MS / 1000 - TAIL_S)
                     logs[first + i].add([shown], time_s=time_s, compute_aware_s=time_s)
             going = [i for i, job in zip(going, jobs, strict=True) if job.then == "listen"]
-            at = end
         for reader, said, waited in zip(readers, tokens, waits, strict=True):
             results.append(Streamed((*said, *reader.commit_draft()), tuple(waited)))
     return results
@@ -149,9 +180,24 @@ def _shown(
     return Partial(0, "", "", words, heard)
 
 
-def _next_job(reader: TransducerReader, frames: Tensor, at: int, end: int) -> ReadJob:
-    then: Then = "finish" if end >= frames.shape[1] else "listen"
-    return ReadJob(reader, frames[:, at:end], at, then)
+def _next_job(reader: TransducerReader, utterance: Encoded, n_final: int, step: int) -> ReadJob:
+    """What a step brings of an utterance: its frames up to ``n_final``, and provisional ones."""
+    n_heard, n_frames = min(reader.n_heard, n_final), utterance.frames.shape[1]
+    final = utterance.frames[:, n_heard:n_final]
+    if n_final >= n_frames:
+        return ReadJob(reader, final, n_heard, "finish")
+    if not utterance.ahead:
+        return ReadJob(reader, final, n_heard)
+    ahead = utterance.ahead[step][:, : n_frames - n_final]
+    frames, n_ahead = torch.cat([final, ahead], dim=1), ahead.shape[1]
+    return ReadJob(reader, frames, n_heard, n_provisional=n_ahead, n_encoded=n_final + n_ahead)
+
+
+def _peek(head: TransducerHead, jobs: Sequence[ReadJob]) -> None:
+    """Show what the provisional frames say that have not been read."""
+    unread = [job for job in jobs if job.n_encoded > job.reader.n_heard]
+    if unread:
+        read(head, [replace(job, then="peek", n_provisional=0) for job in unread])
 
 
 def summarize(

@@ -62,9 +62,14 @@ class Frozen:
         hashes = {"weights_hash": self.base.weights_hash, "adapter_hash": adapter_hash(self.adapter)}
         return load_head(folder, **hashes)
 
-    def chunking(self, chunk_ms: int) -> Chunking:
+    def chunking(self, chunk_ms: int, *, right_context_ms: int = 0) -> Chunking:
         """Chunks as the adapter was trained with."""
-        return Chunking.from_ms(chunk_ms, initial=self.initial_chunks, left_context_s=self.left_context_s)
+        return Chunking.from_ms(
+            chunk_ms,
+            initial=self.initial_chunks,
+            left_context_s=self.left_context_s,
+            right_context_ms=right_context_ms,
+        )
 
 
 @dataclass(frozen=True)
