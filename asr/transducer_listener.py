@@ -216,7 +216,7 @@ class TransducerListener:
     @property
     def _n_encoded(self) -> int:
         """Encoder frames from the stream's start, the provisional ones included."""
-        return self._first_provisional + self._provisional.shape[1]
+        return self.window.anchor // MEL_PER_FRAME + self.window.n_heard
 
     def _restart(self, anchor: Anchor) -> None:
         self.window.restart(anchor.start // LogMel.block_size, n_frames=anchor.n_frames)

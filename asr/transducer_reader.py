@@ -318,7 +318,8 @@ def read(head: TransducerHead, jobs: Sequence[ReadJob]) -> list[Reading]:
 
 def _weigh(head: TransducerHead, jobs: Sequence[ReadJob]) -> list[Tensor | None]:
     """What the wait scheduler says of the new head frames of each job whose provisional ones may be read."""
-    asked = [job for job in jobs if job.n_provisional and job.reader.asks_scheduler]
+    is_asked = [job.n_provisional > 0 and job.reader.asks_scheduler for job in jobs]
+    asked = [job for job, asks in zip(jobs, is_asked, strict=True) if asks]
     if not asked:
         return [None] * len(jobs)
     assert head.waiting, "the policy needs a head that has learned to wait"
@@ -330,7 +331,7 @@ def _weigh(head: TransducerHead, jobs: Sequence[ReadJob]) -> list[Tensor | None]
     future = [torch.arange(size, device=heard[0].frames.device).flip(0) for size in sizes]
     logits = head.waiting(torch.cat([each.frames for each in heard], dim=1)[0], torch.cat(future))
     rows = iter(logits.split(sizes))
-    return [next(rows) if job in asked else None for job in jobs]
+    return [next(rows) if asks else None for asks in is_asked]
 
 
 def make_search(head: TransducerHead, *, beam_size: int) -> TransducerSearch:

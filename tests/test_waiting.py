@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,7 @@ from asr.waiting import (
     waiting_delays,
 )
 from asr.words import Vocabulary
+from benchmarks import waiting
 from tests.corpus import write_corpus
 from tests.heads import TINY_HEAD, let_speak, tiny_head
 from tests.test_recognizer import play
@@ -340,6 +342,22 @@ def test_the_dial_of_a_stream(recognizer: Recognizer, jfk: np.ndarray) -> None:
     assert means[3] == pytest.approx(160, abs=15)
 
 
+def test_flushes_count_no_silence(recognizer: Recognizer, jfk: np.ndarray) -> None:
+    """Every frame of the audio waits once, however often a stream is flushed where it stands."""
+    n_waits = []
+    for n_flushes in (0, 1, 3):
+        each = recognizer.stream(decoder="transducer", chunk_ms=80, latency=100)
+        each.feed(jfk[: 2 * 16_000 + 500])
+        for _ in range(n_flushes):
+            each.flush()
+        if n_flushes:
+            assert 45 <= len(each.waits.frames_ms()) <= 50
+        each.feed(jfk[2 * 16_000 + 500 : 4 * 16_000])
+        each.finish()
+        n_waits.append(len(each.waits.frames_ms()))
+    assert len(set(n_waits)) == 1
+
+
 def test_company_changes_nothing(recognizer: Recognizer, jfk: np.ndarray) -> None:
     """Waiting, fixed and Whisper's streams advance together as they do alone."""
     options: list[dict[str, object]] = [
@@ -400,6 +418,25 @@ def test_a_run_leaves_a_head_that_waits(tmp_path: Path) -> None:
     assert set(read_card.wait_dials) == {"80", "300"} and read_card.waits
     assert read_card.training["steps"] == 7 and read_card.training["waiting"]["steps"] == 3
     assert read_card.read_dial(chunk_ms=80)
+
+
+def test_ways_of_waiting_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By rule, by the oracle and as learned; the dial's end that never waits reads what comes first."""
+    corpus = write_corpus(tmp_path)
+    weights_hash = load_checkpoint(str(corpus / "w.pt")).weights_hash
+    recognizer = waiting_recognizer()
+    assert recognizer._engine.head and recognizer._head_card
+    card = replace(recognizer._head_card, base_weights_hash=weights_hash)
+    save_head(recognizer._engine.head, corpus / "head", card)
+    command = f"--manifest {corpus}/m.jsonl --model {corpus}/w.pt --adapter none --limit 3 --beam 1"
+    assert waiting.main([*command.split(), "--head", f"{corpus}/head"]) == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert rows["always 0 ms"]["mean_ms"] == 0 < rows["always 160 ms"]["mean_ms"]
+    assert rows["oracle, 1.0 nats"]["mean_ms"] <= rows["oracle, 0.1 nats"]["mean_ms"] <= 320
+    assert rows["learned, 10 ms"]["mean_ms"] < rows["learned, 320 ms"]["mean_ms"]
+    assert all(row["n_words"] == 6 for row in rows.values())
+    assert waiting.main([*command.split(), "--head", f"{corpus}/none"]) == 2
+    assert "no such head folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ class RobustConfig:
 
     __pydantic_config__: ClassVar = _STRICT
 
-    method: str = "none"  # or "downweight", which docs/experiments.md has not found to pay
+    method: str = "none"  # or "downweight", for many epochs on few transcripts, some of them wrong
     trust: float = 0.4  # a word believed this much or more counts fully, half as much belief a quarter
     momentum: float = 0.7  # of the average, per time that a word is seen
     neighbours: int = 3  # words on each side whose belief counts as much as the word's own
