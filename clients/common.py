@@ -149,7 +149,7 @@ def add_speech_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_right_context_argument(
-    parser: argparse.ArgumentParser, *, default: str = "300, the transducer 160"
+    parser: argparse.ArgumentParser, *, default: str = "300, the transducer 160 or 320"
 ) -> None:
     """Add ``--right-context-ms``.
 
