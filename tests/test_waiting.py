@@ -41,6 +41,8 @@ from tests.transducers import head_card, speaking_head
 from training.config import WaitTrainConfig
 from training.head_data import FeatureMaker, Stepped
 from training.head_evaluation import NO_TIMING, Encoded, encode, stream
+from training.head_loop import parse_config
+from training.head_setup import Frozen, new_head
 from training.wait_loop import Lesson, Versions, learn, main, make_lesson, measure_wait_dial, split_versions
 
 VOCABULARY = Vocabulary(get_tokenizer(multilingual=False))
@@ -418,6 +420,10 @@ def test_a_run_leaves_a_head_that_waits(tmp_path: Path) -> None:
     assert set(read_card.wait_dials) == {"80", "300"} and read_card.waits
     assert read_card.training["steps"] == 7 and read_card.training["waiting"]["steps"] == 3
     assert read_card.read_dial(chunk_ms=80)
+    frozen = Frozen.load(str(corpus / "w.pt"), "none", torch.device("cpu"))
+    further = f"--manifest {corpus}/m.jsonl --aligned {corpus}/a.jsonl --output {corpus}/further"
+    again = new_head(parse_config([*further.split(), "--start-from", f"{corpus}/learned"]), frozen)
+    assert again.waiting is None  # it would not fit a head that goes on learning
 
 
 def test_ways_of_waiting_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

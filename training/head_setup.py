@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -101,8 +101,11 @@ def new_head(config: HeadTrainConfig, frozen: Frozen) -> TransducerHead:
         return head
     start, _ = frozen.read_head(config.start_from)
     _check_look(config.fixed_look, config.drawn_looks, start.config)
-    head = TransducerHead(start.config, dropout=config.dropout)
-    head.load_state_dict(start.state_dict())
+    # What has been learned of waiting fits the frames that the head makes now, not those that it will make.
+    head = TransducerHead(replace(start.config, max_future=0), dropout=config.dropout)
+    head.load_state_dict(
+        {name: value for name, value in start.state_dict().items() if not name.startswith("waiting.")}
+    )
     return head
 
 
