@@ -289,6 +289,16 @@ def test_a_lesson_costs_nothing_once_frames_are_final() -> None:
     assert lesson.future()[:, 5].tolist() == [0, 1, 2]
 
 
+def test_a_stream_of_which_nothing_is_read_costs_what_blank_changes() -> None:
+    """Noise is speech to learn from, too: there the versions should say nothing."""
+    head = waiting_head().float()
+    with torch.no_grad():
+        head.transducer.out.bias[head.transducer.blank] += 100
+    frames = torch.randn(2, 30, 2 * TINY_HEAD.encoder_width)
+    lesson = make_lesson(head, Versions(frames, torch.arange(1, 31).expand(2, -1)))
+    assert lesson.costs.shape == (2, 30) and lesson.costs.max() < 1e-3
+
+
 def waiting_recognizer() -> Recognizer:
     """Streams whose frames wait in the encoder."""
     plain, model = speaking_head(), tiny_whisper()
@@ -443,6 +453,15 @@ def test_ways_of_waiting_are_compared(tmp_path: Path, capsys: pytest.CaptureFixt
     assert all(row["n_words"] == 6 for row in rows.values())
     assert waiting.main([*command.split(), "--head", f"{corpus}/none"]) == 2
     assert "no such head folder" in capsys.readouterr().err
+
+
+def test_nothing_to_learn_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = write_corpus(tmp_path)
+    weights_hash = load_checkpoint(str(corpus / "w.pt")).weights_hash
+    save_head(tiny_head(), corpus / "head", HeadCard("w", weights_hash, NO_ADAPTER, TINY_HEAD.to_json()))
+    (corpus / "m.jsonl").write_text("")
+    assert main(commands(corpus)) == 1
+    assert "m.jsonl" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

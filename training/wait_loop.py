@@ -112,7 +112,9 @@ def make_lesson(head: TransducerHead, versions: Versions) -> Lesson:
     search.advance([SearchJob(frames[-1:], state)])
     said = [(emission.frame, emission.token) for emission in state.draft]
     texts = transducer.predict(torch.tensor([[token for _, token in said]], dtype=torch.int64))[0]
-    n_before = torch.searchsorted(torch.tensor([frame for frame, _ in said]), torch.arange(n_frames))
+    n_before = torch.searchsorted(
+        torch.tensor([frame for frame, _ in said], dtype=torch.int64), torch.arange(n_frames)
+    )
     views = transducer.transcribe(frames)
     log_probs = [transducer.join(view, texts[n_before]).log_softmax(dim=-1) for view in views]  # [T, V'] each
     final = log_probs[-1]
@@ -177,10 +179,12 @@ def make_lessons(
     chunk_ms: int,
     limit: int,
 ) -> Iterator[Lesson]:
-    """Encode and judge utterances of a manifest, evenly spread."""
+    """Encode and judge utterances of a manifest, evenly spread; an OptionError if none is short enough."""
     chunking = frozen.chunking(chunk_ms, right_context_ms=config.right_context_ms)
     maker = FeatureMaker(frozen.encoder, n_mels=frozen.model.dims.n_mels, chunkings=[chunking], seed=0)
     spoken = [each for each in read_manifest(manifest) if each.duration_s < MAX_DEV_S]
+    if not spoken:
+        raise OptionError(f"{manifest}: no utterance is shorter than {MAX_DEV_S:.0f} s")
     chosen = sorted(every_nth(spoken, limit), key=lambda each: each.duration_s)  # equals side by side
     for first in tqdm(range(0, len(chosen), 8), desc=f"{manifest.name}, {chunk_ms} ms", disable=None):
         stepped = maker.encode_steps([load_audio(each) for each in chosen[first : first + 8]], chunking)
