@@ -142,7 +142,6 @@ def stream(
     results = []
     for first in range(0, len(utterances), AT_ONCE):
         group = utterances[first : first + AT_ONCE]
-        n_frames = [each.frames.shape[1] for each in group]
         readers = [
             TransducerReader(head, vocabulary, policy=policy, timing=timing, beam_size=beam_size)
             for _ in group
@@ -161,7 +160,7 @@ def stream(
                 _peek(head, [job for job in jobs if job.n_provisional])
                 for i in going:
                     shown = _shown(tokens[i], readers[i].draft, vocabulary, n_frames=end)
-                    time_s = min(shown.time_s, n_frames[i] * FRAME_MS / 1000 - TAIL_S)
+                    time_s = min(shown.time_s, group[i].frames.shape[1] * FRAME_MS / 1000 - TAIL_S)
                     logs[first + i].add([shown], time_s=time_s, compute_aware_s=time_s)
             going = [i for i, job in zip(going, jobs, strict=True) if job.then == "listen"]
         for reader, said, waited in zip(readers, tokens, waits, strict=True):
